@@ -1,0 +1,1 @@
+"""GGUF in and out: lazy reader, block formats, adapter files and baking."""
