@@ -1,0 +1,128 @@
+"""From feedback to training examples, and which of them are never trained on.
+
+The idea: an edit teaches its text with weight 1, an accepted answer teaches itself with less; only text that
+the user wrote or accepted is used. The split is prequential: the newest examples are held out and decide
+promotion.
+The invariant: near-identical examples lie on one side of the split, and so does a conversation unless it
+holds most of what there is, because either would let the held-out score measure memory.
+What this does not do: scrub secrets, or choose among too many examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from edgepd_profiles.rows import canonical_json, fetch
+
+MIN_HELD_OUT = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One exchange to learn from: `id` is the interaction's, `created_at` the time of the feedback."""
+
+    id: str
+    conversation: str
+    created_at: float
+    messages: list[dict[str, str]]
+    response: str
+    weight: float
+
+
+def training_examples(conn: sqlite3.Connection, accepted_weight: float) -> list[Example]:
+    """Return what can be learned, ordered by the time of the feedback.
+
+    An edit gives its text with weight 1. A thumb up without an edit gives the answer with `accepted_weight`,
+    if it is above zero and the answer came to its end: a text that broke off would teach the model to break
+    off. A thumb down without an edit gives nothing.
+    """
+    rows = fetch(
+        conn,
+        """
+        SELECT i.id, i.conversation, f.at AS created_at, i.messages,
+               coalesce(f.text, i.response) AS response, iif(f.kind = 'edit', 1.0, :accepted) AS weight
+        FROM feedback AS f JOIN interactions AS i ON i.id = f.interaction
+        WHERE f.kind = 'edit'
+           OR (f.kind = 'thumb' AND f.value = 1 AND :accepted > 0
+               AND i.state = 'done' AND trim(i.response) != ''
+               AND NOT EXISTS (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit'))
+        ORDER BY f.at, i.seq
+        """,
+        {"accepted": accepted_weight},
+    )
+    return [Example(**row | {"messages": json.loads(row["messages"])}) for row in rows]
+
+
+def split(examples: Sequence[Example], held_out_fraction: float) -> tuple[list[Example], list[Example]]:
+    """Return (train, held_out), each in the order given.
+
+    Examples that share a conversation or are near-identical form one group. Groups are ordered by their
+    newest example, and the newest ones are held out: at least 2 examples, and as close to `held_out_fraction`
+    of all as whole groups allow (of two equally close cuts, the one that trains on more). If that leaves less
+    than half to train on, as with one long conversation, conversations are cut in time. If even so no cut
+    leaves at least 2 held out and 1 to train on, held_out is empty.
+    Raises ValueError for a fraction outside of (0, 1).
+    """
+    if not 0 < held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction is {held_out_fraction}, but must lie between 0 and 1")
+    target = max(MIN_HELD_OUT, math.floor(held_out_fraction * len(examples) + 0.5))
+    best = _newest(examples, _groups(examples, by_conversation=True), target)
+    if not best or len(best) > len(examples) / 2:
+        best = _newest(examples, _groups(examples, by_conversation=False), target)
+    train = [example for n, example in enumerate(examples) if n not in best]
+    return train, [example for n, example in enumerate(examples) if n in best]
+
+
+def _newest(examples: Sequence[Example], groups: list[set[int]], target: int) -> set[int]:
+    """Return the indices of the newest whole groups that come closest to `target` examples, or nothing."""
+    groups = sorted(groups, key=lambda group: max((examples[n].created_at, n) for n in group))
+    best: set[int] = set()
+    held_out: set[int] = set()
+    for group in reversed(groups[1:]):
+        held_out |= group
+        if len(held_out) >= MIN_HELD_OUT and (not best or abs(len(held_out) - target) < abs(len(best) - target)):
+            best = set(held_out)
+    return best
+
+
+def data_hash(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 (hex) of the examples' canonical JSON. The order counts, as it does in training."""
+    return hashlib.sha256(canonical_json([asdict(example) for example in examples]).encode()).hexdigest()
+
+
+def _groups(examples: Sequence[Example], *, by_conversation: bool) -> list[set[int]]:
+    """Join the indices of examples with one normal form or, if asked for, one conversation, over several steps."""
+    parent = list(range(len(examples)))
+
+    def root(n: int) -> int:
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+
+    first_with: dict[tuple[str, str], int] = {}
+    for n, example in enumerate(examples):
+        keys = [("text", _normal_form(example))]
+        if by_conversation:
+            keys.append(("conversation", example.conversation))
+        for key in keys:
+            parent[root(n)] = root(first_with.setdefault(key, n))
+    groups: dict[int, set[int]] = {}
+    for n in range(len(examples)):
+        groups.setdefault(root(n), set()).add(n)
+    return list(groups.values())
+
+
+def _normal_form(example: Example) -> str:
+    """Return the text of an example without what does not make it a different one: case and spacing."""
+    messages = [{key: _normal(text) for key, text in message.items()} for message in example.messages]
+    return canonical_json([messages, _normal(example.response)])
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).casefold()

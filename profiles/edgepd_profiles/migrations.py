@@ -1,0 +1,152 @@
+"""The schema of the profile, as ordered steps.
+
+The idea: each step is a function m001_..., m002_... that runs in one transaction together with the record
+that it was applied. The invariant: a step that has been released is never edited; a change is a new step at
+the end.
+What this does not do: go back to an older schema, or open files (see store.py).
+
+Later parts add kinds of feedback and of generations, so those columns carry no CHECK: SQLite cannot change
+one without rebuilding the table. The Python functions validate them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from edgepd.errors import StoreError
+
+MIGRATION_SET = "edgepd_profiles"
+
+
+def m001_interactions(db: Database) -> None:
+    """Exchanges with the model. `seq` is the order of arrival, which survives a clock that is set back."""
+    db.execute(
+        """
+        CREATE TABLE interactions (
+            seq INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            conversation TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            app TEXT NOT NULL,
+            model TEXT NOT NULL,
+            generation INTEGER NOT NULL,
+            messages TEXT NOT NULL,
+            response TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('streaming', 'done', 'cancelled', 'failed', 'interrupted')),
+            finish_reason TEXT,
+            prompt_tokens INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            ttft_ms REAL,
+            duration_ms REAL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX interactions_streaming ON interactions (seq) WHERE state = 'streaming'")
+
+
+def m002_feedback(db: Database) -> None:
+    """What the user said about an exchange: at most one row of each kind."""
+    db.execute(
+        """
+        CREATE TABLE feedback (
+            interaction TEXT NOT NULL REFERENCES interactions (id) ON DELETE CASCADE,
+            kind TEXT NOT NULL,
+            value INTEGER,
+            text TEXT,
+            source TEXT NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (interaction, kind)
+        ) STRICT
+        """
+    )
+
+
+def m003_registry(db: Database) -> None:
+    """Generations, the order in which they were active, and training runs.
+
+    The unique indexes are the last line of defence: one base generation and one active generation per base
+    model, one training run at a time.
+    """
+    db.execute(
+        """
+        CREATE TABLE generations (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            parent INTEGER REFERENCES generations (id),
+            kind TEXT NOT NULL,
+            state TEXT NOT NULL,
+            base_sha256 TEXT NOT NULL,
+            file_sha256 TEXT,
+            adapter_file TEXT,
+            model_file TEXT,
+            created_at REAL NOT NULL,
+            activated_at REAL,
+            example_ids TEXT NOT NULL,
+            data_hash TEXT NOT NULL,
+            config TEXT NOT NULL,
+            scores TEXT NOT NULL,
+            reason TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX generations_of_base ON generations (base_sha256, id)")
+    db.execute("CREATE UNIQUE INDEX one_base ON generations (base_sha256) WHERE kind = 'base'")
+    db.execute("CREATE UNIQUE INDEX one_active ON generations (base_sha256) WHERE state = 'active'")
+    db.execute(
+        """
+        CREATE TABLE activations (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            base_sha256 TEXT NOT NULL,
+            generation INTEGER NOT NULL REFERENCES generations (id),
+            previous INTEGER REFERENCES generations (id),
+            at REAL NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX activations_of_generation ON activations (generation, id)")
+    db.execute(
+        """
+        CREATE TABLE runs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            kind TEXT NOT NULL,
+            state TEXT NOT NULL,
+            started_at REAL NOT NULL,
+            ended_at REAL,
+            parent_generation INTEGER REFERENCES generations (id),
+            generation INTEGER REFERENCES generations (id),
+            reason TEXT NOT NULL,
+            numbers TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    db.execute("CREATE UNIQUE INDEX one_running ON runs (state) WHERE state = 'running'")
+
+
+STEPS = (m001_interactions, m002_feedback, m003_registry)
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the schema up to date, all pending steps in one transaction.
+
+    The connection must have isolation_level None. Raises StoreError, with nothing changed, if the file was
+    written by a newer edgepd.
+    """
+    db = Database(conn, recursive_triggers=False, execute_plugins=False)
+    migrations = Migrations(MIGRATION_SET)
+    for step in STEPS:
+        migrations()(step)
+    # IMMEDIATE: of two processes that open an old file at once, one migrates and the other waits.
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        unknown = {m.name for m in migrations.applied(db)} - {step.__name__ for step in STEPS}
+        if unknown:
+            raise StoreError(
+                f"the profile was written by a newer edgepd (schema step "
+                f"{max(unknown)}; this one knows up to {STEPS[-1].__name__}); upgrade edgepd"
+            )
+        migrations.apply(db)
+        db.execute("COMMIT")
+    finally:
+        db.rollback()
