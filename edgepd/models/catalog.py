@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepd.atomic import replacing, sync_directory
 from edgepd.errors import ConflictError, FormatError, ModelError, NotFoundError, RequestError, StoreError
-from edgepd.models.files import sync_directory, write_atomically
 from edgepd.models.hub import hub_file
 from edgepd.models.ollama import ollama_model
 from edgepd.models.source import NAME, Progress, Source, check_name, local_file
@@ -117,8 +117,8 @@ class Catalog:
     def use(self, name: str) -> Installed:
         """Select the model that 'default' stands for from now on."""
         model = self.find(name)
-        with self._locked():
-            write_atomically(self._selection, model.name + "\n")
+        with self._locked(), replacing(self._selection) as file:
+            file.write(f"{model.name}\n".encode())
         return model
 
     def selected(self) -> Installed:
@@ -218,7 +218,8 @@ class Catalog:
             time.time(),
         )
         fields = {key: value for key, value in dataclasses.asdict(model).items() if key not in ("name", "path")}
-        write_atomically(self._sidecar(model.name), json.dumps(fields, indent=2) + "\n")
+        with replacing(self._sidecar(model.name)) as file:
+            file.write(json.dumps(fields, indent=2).encode())
         return model
 
     @contextlib.contextmanager

@@ -1,13 +1,12 @@
-"""Writing files so that a crash leaves either the old or the new one, and hashing bytes on their way.
+"""Hashing the bytes of a model on their way into a file.
 
-What this does not do: choose names or permissions beyond 0600, which every new file gets.
+What this does not do: give the file its final name; the catalog does that once the content is checked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -48,23 +47,3 @@ def hash_file(path: Path, report: Callable[[int], None] | None = None) -> str:
                 report(done)
         os.fsync(file.fileno())
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves either the old or the new content."""
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and deletions in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

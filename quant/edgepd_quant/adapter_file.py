@@ -19,8 +19,8 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from edgepd.atomic import replacing
 from edgepd.errors import AdapterError, FormatError
-from edgepd_quant.atomic import replacing
 from edgepd_quant.reader import GGUFFile, TensorInfo
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 from edgepd_quant.writer import write_gguf

@@ -19,9 +19,9 @@ from typing import BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from edgepd.atomic import replacing
 from edgepd.errors import AdapterError, StoreError
 from edgepd_quant.adapter_file import REFUSED_TENSORS, Adapter, LowRank, check_architecture, check_shapes
-from edgepd_quant.atomic import replacing
 from edgepd_quant.reader import GGUFFile, TensorInfo
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 
