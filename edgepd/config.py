@@ -69,7 +69,7 @@ class Train:
         2e-3, "peak learning rate of the live low-rank adapter", minimum=1e-7, maximum=1.0
     )
     scale_learning_rate: float = setting(
-        1.6e-2, "peak learning rate of the baked block-scale delta", minimum=1e-7, maximum=1.0
+        1.2e-2, "peak learning rate of the baked block-scale delta", minimum=1e-7, maximum=1.0
     )
     accepted_weight: float = setting(
         0.5,
@@ -87,10 +87,10 @@ class Gate:
     """What a candidate must show before it goes live."""
 
     max_perplexity_rise: float = setting(
-        0.02,
-        "largest tolerated relative rise of perplexity on the bundled general text",
-        minimum=0,
-        maximum=1,
+        0.02, "largest tolerated relative rise of perplexity on the bundled general text", minimum=0, maximum=1
+    )
+    min_kept_gain: float = setting(
+        0.9, "share of a live adapter's gain that a baked file must keep to replace it", minimum=0, maximum=1
     )
 
 

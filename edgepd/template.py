@@ -55,7 +55,14 @@ class ChatTemplate:
                 if size > MAX_RENDERED_CHARS:
                     raise TemplateError(f"the chat template renders to more than {MAX_RENDERED_CHARS} characters")
                 parts.append(part)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+        ) as error:
             raise TemplateError(f"the model's chat template cannot render these messages: {error}") from error
         return "".join(parts)
 

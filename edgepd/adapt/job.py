@@ -1,0 +1,118 @@
+"""The contract between the daemon and its training child: a job goes in on stdin, events come out on stdout.
+
+The idea: both sides import these records and nothing else of each other, so that the daemon never imports torch.
+Each event is one line of JSON with one key: `progress`, `outcome` or `refused`. The text of the examples travels
+through the pipe and is never written to disk by either side.
+What this does not do: decide what to train on, or what happens with the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from edgepd.errors import TrainingError
+
+JobKind = Literal["live", "baked"]
+
+
+@dataclass(frozen=True)
+class JobExample:
+    """One exchange: the messages before the answer, and the answer that the user wants."""
+
+    id: str
+    messages: list[dict[str, str]]
+    response: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train one candidate and measure it against what serves now. Paths are absolute."""
+
+    kind: JobKind
+    base: str  # model file that is trained through: the active one for `live`, the original for `baked`
+    base_sha256: str
+    original: str  # the unchanged base model, against which general perplexity is compared
+    current_model: str  # what serves now
+    current_adapter: str | None
+    output: str  # adapter (`live`) or model file (`baked`) to write
+    checkpoint_dir: str
+    train: list[JobExample]
+    held_out: list[JobExample]
+    data_hash: str
+    rank: int
+    learning_rate: float
+    epochs: int
+    seed: int
+    threads: int
+    max_perplexity_rise: float
+    min_kept_gain: float
+    max_tokens: int  # examples with more tokens are skipped
+    parent: int | None = None
+
+    def to_json(self) -> str:
+        """Serialise."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse. Raises TrainingError if `text` is not a job."""
+        try:
+            fields = json.loads(text)
+            fields["train"] = [JobExample(**e) for e in fields["train"]]
+            fields["held_out"] = [JobExample(**e) for e in fields["held_out"]]
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"the training job on standard input is malformed: {error}") from error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: stage is `load`, `train`, `write` or `gate`; `done` of `total` in its own unit."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    loss: float | None = None  # nats per supervised token
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run that came to its end."""
+
+    promoted: bool
+    reason: str
+    scores: dict[str, Any] = field(default_factory=dict)
+    file_sha256: str = ""
+    skipped: dict[str, str] = field(default_factory=dict)  # example id -> why it was not trained on
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The run could not be carried out."""
+
+    reason: str
+
+
+Event = Progress | Outcome | Refused
+
+_NAMES: dict[type[Any], str] = {Progress: "progress", Outcome: "outcome", Refused: "refused"}
+
+
+def write_event(event: Event) -> str:
+    """Return the line of JSON for an event, without the newline."""
+    return json.dumps({_NAMES[type(event)]: dataclasses.asdict(event)})
+
+
+def read_event(line: str) -> Event:
+    """Parse a line. Raises TrainingError if it is not an event."""
+    try:
+        ((name, fields),) = json.loads(line).items()
+        event: Event = {n: t for t, n in _NAMES.items()}[name](**fields)
+        return event
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrainingError(f"the trainer wrote a line that is not an event: {error}") from error
