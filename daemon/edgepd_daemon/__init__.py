@@ -1,0 +1,1 @@
+"""The service: boot, engine, API, adapter generations and the supervision of training."""

@@ -1,0 +1,50 @@
+"""`python -m edgepd_daemon`: read the settings, run the service, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import click
+
+from edgepd import config
+from edgepd.errors import ConfigError, EdgepdError
+from edgepd_daemon import service
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+@click.command()
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
+@click.option("--log-level", type=click.Choice(list(LEVELS)), help="Override log.level.")
+def main(overrides: tuple[str, ...], log_level: str | None) -> None:
+    """Run the edgepd daemon in the foreground."""
+    try:
+        given = dict(_split(o) for o in overrides)
+        if log_level:
+            given["log.level"] = log_level
+        paths = config.paths()
+        settings = config.load(paths.config_file, overrides=given)
+        _start_logging(settings.log.level)
+        asyncio.run(service.run(settings, paths))
+    except EdgepdError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override}: write it as KEY=VALUE, for example --set serve.threads=2")
+    return key, value
+
+
+def _start_logging(level: str) -> None:
+    if level not in LEVELS:
+        raise ConfigError(f"log.level is '{level}', but must be one of {', '.join(LEVELS)}")
+    logging.basicConfig(level=LEVELS[level], format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
