@@ -1,0 +1,49 @@
+"""`edgepd chat`: talk with the model, and correct it as you go."""
+
+from __future__ import annotations
+
+import click
+
+from edgepd.cli.conversation import Conversation
+from edgepd.cli.output import connect, json_option, stdin_is_terminal
+from edgepd.cli.repl import Repl
+from edgepd.cli.screen import JsonScreen, Screen, TextScreen
+from edgepd.client import Client
+
+RESUME_LIMIT = 100  # newest interactions in which a conversation to go on with is looked for
+
+
+@click.command()
+@click.option("--model", default="default", show_default=True, help="default, base or MODEL@GENERATION.")
+@click.option("--system", help="System message.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Length limit of each answer.")
+@click.option("--conversation", "conversation_id", metavar="ID", help="Go on with this conversation; /stats shows it.")
+@json_option
+def chat(
+    model: str,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    conversation_id: str | None,
+    as_json: bool,
+) -> None:
+    """Talk with the model. /help lists what can be done besides asking; questions may come from a pipe, one a line."""
+    conversation = Conversation(model, system, temperature, max_tokens)
+    screen: Screen = JsonScreen() if as_json else TextScreen()
+    with connect() as client:
+        served = client.health()["model"]  # finds out before the first question whether the daemon runs
+        if conversation_id is not None:
+            conversation.id = conversation_id
+            _resume(client, conversation)
+            screen.notice(f"{len(conversation.turns)} turns so far")
+        if stdin_is_terminal():
+            screen.notice(f"{served}; /help lists the commands")
+        Repl(client, conversation, screen).run()
+
+
+def _resume(client: Client, conversation: Conversation) -> None:
+    for found in client.interactions(RESUME_LIMIT):
+        if found["conversation"] == conversation.id and found["response"]:
+            conversation.resume(client.interaction(found["id"]))
+            return

@@ -1,0 +1,66 @@
+"""`edgepd daemon`: start the service in the foreground, and stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import click
+
+from edgepd.cli.output import connect, json_option, show
+from edgepd.errors import DaemonNotRunningError, EdgepdError
+
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.05
+
+
+@click.group()
+def daemon() -> None:
+    """Run or stop the background service."""
+
+
+@daemon.command()
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Same as --set log.level.")
+def run(overrides: tuple[str, ...], log_level: str | None) -> None:
+    """Serve the model in the foreground until SIGTERM or Ctrl-C."""
+    options = [word for override in overrides for word in ("--set", override)]
+    options += ["--log-level", log_level] if log_level else []
+    # -P: a json.py in the current directory must not be taken for the standard one.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "edgepd_daemon", *options])  # noqa: S606 (no shell)
+
+
+@daemon.command()
+@json_option
+def stop(as_json: bool) -> None:
+    """Stop the running daemon and wait until it is gone."""
+    with connect() as client:
+        pid = int(client.health()["pid"])
+        if pid < 2:
+            raise EdgepdError(f"the daemon on {client.socket} says that its process id is {pid}; it was not stopped")
+        _terminate(pid)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while client.socket.exists() and _runs(pid):
+            if time.monotonic() > deadline:
+                raise EdgepdError(f"the daemon (pid {pid}) still runs {STOP_TIMEOUT_S:.0f} s after SIGTERM")
+            time.sleep(POLL_S)
+    show({"stopped": pid}, f"the daemon (pid {pid}) has stopped", as_json)
+
+
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError as error:
+        raise DaemonNotRunningError(f"the daemon (pid {pid}) has just stopped, or runs in a container") from error
+    except PermissionError as error:
+        raise EdgepdError(f"the daemon (pid {pid}) belongs to another user; stop it as that user") from error
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,252 @@
+"""Talk to the daemon: a synchronous client of its HTTP API over the Unix socket.
+
+The idea: one method per route, JSON objects in and out as the API documents them. The invariant: whatever goes
+wrong leaves this module as an EdgepdError, and an error that the daemon explains keeps its class (and with it its
+exit code), found by the `code` in the answer.
+What this does not do: start the daemon, repeat a failed request, or interpret what an answer says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from edgepd.errors import (
+    AdapterError,
+    BusyError,
+    ConfigError,
+    ConflictError,
+    ContextOverflowError,
+    DaemonNotRunningError,
+    EdgepdError,
+    ModelError,
+    NotFoundError,
+    RequestError,
+    StoreError,
+    TemplateError,
+    TrainingError,
+)
+
+Json = dict[str, Any]
+Kind = Literal["live", "baked"]
+
+CONNECT_TIMEOUT_S = 5.0
+ERROR_CLASSES: dict[str, type[EdgepdError]] = {
+    kind.code: kind
+    for kind in (
+        *(ConfigError, RequestError, ContextOverflowError, NotFoundError, ConflictError, BusyError, ModelError),
+        *(TemplateError, AdapterError, TrainingError, StoreError, DaemonNotRunningError),
+    )
+}
+
+
+class Client:
+    """A connection to the daemon that listens on `socket_path`. Use it as a context manager, or call `close()`.
+
+    `timeout` is in seconds and bounds the wait for an answer from every route but chat completions, which take as
+    long as the model needs. Methods raise DaemonNotRunningError if nobody listens, and the EdgepdError that the
+    daemon names if it refuses.
+    """
+
+    def __init__(self, socket_path: Path, timeout: float = 60.0) -> None:
+        self.socket = socket_path
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket_path)),
+            base_url="http://edgepd",
+            headers={"Content-Type": "application/json"},
+            timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_S),
+        )
+        self._patient = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def health(self) -> Json:
+        """Return {"status", "version", "pid", "uptime_s", "model"}."""
+        return self._call("GET", "/healthz")
+
+    def status(self) -> Json:
+        """Return what the daemon is doing: model, generation, engine, profile, training, memory, problems."""
+        return self._call("GET", "/edgepd/v1/status")
+
+    def models(self) -> list[Json]:
+        """Return the models that a request can name: "default", "base" and "<model>@<generation>"."""
+        return list(self._call("GET", "/v1/models")["data"])
+
+    def chat(self, request: Json) -> Json:
+        """Return the whole answer to a chat completion request."""
+        body = _encoded(request | {"stream": False})
+        return self._call("POST", "/v1/chat/completions", content=body, timeout=self._patient)
+
+    def stream_chat(self, request: Json) -> Generator[Json, None, None]:
+        """Yield the chunks of the answer to a chat completion request as they arrive.
+
+        Closing the iterator closes the connection, which makes the daemon stop the answer. Raises the error that
+        the daemon sends in the middle of a stream, and EdgepdError if the stream ends before its [DONE].
+        """
+        body = _encoded(request | {"stream": True})
+        with (
+            self._explained(),
+            self._http.stream("POST", "/v1/chat/completions", content=body, timeout=self._patient) as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise _error_in(response)
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue  # comments and blank lines keep a connection alive and carry nothing
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                event = _parse(data, "event")
+                if "error" in event:
+                    raise _explained_error(event["error"], response.status_code)
+                yield event
+            raise EdgepdError(f"the daemon on {self.socket} broke off the answer; its log says why")
+
+    def thumb(self, interaction_id: str, thumb: Literal[1, -1], source: str | None = None) -> Json:
+        """Judge an answer. `interaction_id` may be "last". Returns {"interaction_id", "feedback"}."""
+        return self._feedback({"interaction_id": interaction_id, "thumb": thumb}, source)
+
+    def edit(self, interaction_id: str, text: str, source: str | None = None) -> Json:
+        """Replace an answer by `text`. `interaction_id` may be "last". Returns {"interaction_id", "feedback"}."""
+        return self._feedback({"interaction_id": interaction_id, "edit": text}, source)
+
+    def remove_feedback(self, interaction_id: str, kind: Literal["thumb", "edit"] | None = None) -> Json:
+        """Take feedback back, all or one kind of it. Returns {"interaction_id", "removed"}."""
+        params = {"kind": kind} if kind else {}
+        return self._call("DELETE", f"/edgepd/v1/feedback/{_segment(interaction_id)}", params=params)
+
+    def interactions(self, limit: int = 20) -> list[Json]:
+        """Return the newest interactions, newest first."""
+        return list(self._call("GET", "/edgepd/v1/interactions", params={"limit": limit})["interactions"])
+
+    def interaction(self, interaction_id: str) -> Json:
+        """Return one interaction with its feedback. `interaction_id` may be "last"."""
+        return self._call("GET", f"/edgepd/v1/interactions/{_segment(interaction_id)}")
+
+    def start_training(self, kind: Kind) -> Json:
+        """Start a run and return it. Raises TrainingError or ConflictError if it cannot start."""
+        return dict(self._call("POST", "/edgepd/v1/training", content=_encoded({"kind": kind}))["run"])
+
+    def training(self, run_id: str | int) -> Json:
+        """Return {"run", "progress"}; progress is null when there is none to tell."""
+        return self._call("GET", f"/edgepd/v1/training/{_segment(run_id)}")
+
+    def training_runs(self) -> list[Json]:
+        """Return all runs, newest first."""
+        return list(self._call("GET", "/edgepd/v1/training")["runs"])
+
+    def stop_training(self, run_id: str | int) -> Json:
+        """Stop a run."""
+        return self._call("DELETE", f"/edgepd/v1/training/{_segment(run_id)}")
+
+    def generations(self) -> Json:
+        """Return {"active": id, "generations": [...]}."""
+        return self._call("GET", "/edgepd/v1/generations")
+
+    def rollback(self, to: int | None = None) -> Json:
+        """Go back to the previous generation, or to `to`. Returns {"active", "previous", "prepare_ms"}."""
+        body = {} if to is None else {"to": to}
+        return self._call("POST", "/edgepd/v1/generations/rollback", content=_encoded(body))
+
+    def activate(self, generation: int, expected: int | None = None) -> Json:
+        """Make a generation the live one, if `expected` is live now (None: whichever is). Returns as `rollback`."""
+        body = {"generation": generation, "expected": expected}
+        return self._call("POST", "/edgepd/v1/generations/activate", content=_encoded(body))
+
+    def _feedback(self, body: Json, source: str | None) -> Json:
+        return self._call(
+            "POST", "/edgepd/v1/feedback", content=_encoded(body | ({"source": source} if source else {}))
+        )
+
+    def _call(self, method: str, path: str, **options: Any) -> Json:
+        with self._explained():
+            response = self._http.request(method, path, **options)
+        if response.is_error:
+            raise _error_in(response)
+        return _parse(response.text, "answer")
+
+    def _probe(self) -> None:
+        """Raise OSError if nobody listens. httpcore would leak its socket then, and hide the reason."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(CONNECT_TIMEOUT_S)
+            probe.connect(str(self.socket))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what the transport raises into an EdgepdError."""
+        try:
+            self._probe()
+            yield
+        except PermissionError as error:
+            raise EdgepdError(f"{self.socket} belongs to another user; each user runs an own daemon") from error
+        except BlockingIOError as error:  # the backlog of the socket is full
+            raise BusyError(f"too many clients wait for the daemon on {self.socket}; try again") from error
+        except (OSError, httpx.ConnectError) as error:
+            raise DaemonNotRunningError(
+                f"no daemon answers on {self.socket}; start one with: edgepd daemon run"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise BusyError(f"the daemon on {self.socket} did not answer in time; try again") from error
+        except httpx.TransportError as error:
+            raise EdgepdError(
+                f"the connection to the daemon on {self.socket} broke ({error}); its log says why"
+            ) from error
+
+
+def _encoded(body: Json) -> bytes:
+    """Return a body as JSON. Raises RequestError for what JSON cannot hold: NaN, and arguments that are not UTF-8."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except ValueError as error:
+        raise RequestError(f"the request cannot be sent: {error}") from error
+
+
+def _segment(value: str | int) -> str:
+    """Return an id as one part of a path. Ids are words; anything else cannot be known."""
+    text = str(value)
+    if not text.replace("-", "").replace("_", "").isalnum() or not text.isascii():
+        raise NotFoundError(f"{text[:80]!r} is not an id; ids consist of letters, digits, '-' and '_'")
+    return text
+
+
+def _parse(text: str, what: str) -> Json:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise EdgepdError(f"the daemon sent an {what} that is not JSON: {text[:200]!r}") from error
+    if not isinstance(value, dict):
+        raise EdgepdError(f"the daemon sent an {what} that is not a JSON object: {text[:200]!r}")
+    return value
+
+
+def _error_in(response: httpx.Response) -> EdgepdError:
+    try:
+        found = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return EdgepdError(f"the daemon answered with status {response.status_code}: {response.text[:200]!r}")
+    return _explained_error(found, response.status_code)
+
+
+def _explained_error(found: Any, status: int) -> EdgepdError:
+    """Return the error that {"message", "code", ...} describes, as the class that it was in the daemon."""
+    if not isinstance(found, dict) or "message" not in found:
+        return EdgepdError(f"the daemon answered with status {status}: {str(found)[:200]!r}")
+    return ERROR_CLASSES.get(str(found.get("code")), EdgepdError)(str(found["message"]))

@@ -1,0 +1,179 @@
+"""The client: every route, and every way in which an answer can go wrong."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from edgepd import errors
+from edgepd.client import ERROR_CLASSES, Client
+from edgepd.errors import (
+    BusyError,
+    ContextOverflowError,
+    DaemonNotRunningError,
+    EdgepdError,
+    ModelError,
+    NotFoundError,
+    RequestError,
+)
+from tests.cli.fake_daemon import FakeDaemon, Reply, chunk, error, stream
+
+REQUEST = {"model": "default", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def test_missing_socket_says_how_to_start_the_daemon(home: Path) -> None:
+    socket = home / "run" / "edgepd.sock"
+    with Client(socket) as client, pytest.raises(DaemonNotRunningError) as raised:
+        client.health()
+    assert str(raised.value) == f"no daemon answers on {socket}; start one with: edgepd daemon run"
+
+
+def test_socket_of_a_dead_daemon_counts_as_not_running(daemon: FakeDaemon) -> None:
+    daemon._server.shutdown()
+    daemon._server.server_close()  # the file stays
+    assert daemon.socket.exists()
+    with Client(daemon.socket) as client, pytest.raises(DaemonNotRunningError):
+        list(client.stream_chat(REQUEST))
+
+
+def test_every_error_code_comes_back_as_its_class() -> None:
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, EdgepdError)]
+    codes = {kind.code for kind in kinds} - {EdgepdError.code}
+    assert codes == set(ERROR_CLASSES)
+    assert ERROR_CLASSES["model_unavailable"] is ModelError
+    assert all(ERROR_CLASSES[code].code == code for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        (error(404, "not_found", "no interaction 'x'"), NotFoundError, "no interaction 'x'"),
+        (error(400, "context_length_exceeded", "too long"), ContextOverflowError, "too long"),
+        (error(418, "teapot", "short and stout"), EdgepdError, "short and stout"),
+        (Reply(b"<h1>Bad gateway", 502), EdgepdError, "the daemon answered with status 502: '<h1>Bad gateway'"),
+        (Reply({"error": "plain"}, 500), EdgepdError, "the daemon answered with status 500: 'plain'"),
+        (Reply([1], 500), EdgepdError, "the daemon answered with status 500: '[1]'"),
+        (Reply(b"no json"), EdgepdError, "the daemon sent an answer that is not JSON: 'no json'"),
+        (Reply([]), EdgepdError, "the daemon sent an answer that is not a JSON object: '[]'"),
+    ],
+)
+def test_bad_answers(daemon: FakeDaemon, reply: Reply, kind: type[EdgepdError], message: str) -> None:
+    daemon.on("GET /edgepd/v1/status", reply)
+    with Client(daemon.socket) as client, pytest.raises(EdgepdError) as raised:
+        client.status()
+    assert (type(raised.value), str(raised.value)) == (kind, message)
+
+
+def test_slow_answer_is_busy(daemon: FakeDaemon) -> None:
+    release = Event()
+    daemon.on("GET /edgepd/v1/status", Reply(events=[{}, {}], before_end=partial(release.wait, 5)))
+    try:
+        with Client(daemon.socket, timeout=0.05) as client, pytest.raises(BusyError, match="did not answer in time"):
+            client.status()
+    finally:
+        release.set()
+
+
+def test_stream_yields_the_events_in_order(daemon: FakeDaemon) -> None:
+    daemon.on("POST /v1/chat/completions", stream("Hel", "lo"))
+    with Client(daemon.socket) as client:
+        events = list(client.stream_chat(REQUEST))
+    assert [event["choices"][0]["delta"]["content"] for event in events] == ["Hel", "lo", ""]
+    assert daemon.asked("/v1/chat/completions") == [{**REQUEST, "stream": True}]
+
+
+def test_refused_stream_raises_before_the_first_event(daemon: FakeDaemon) -> None:
+    daemon.on("POST /v1/chat/completions", error(503, "busy", "the queue is full"))
+    with Client(daemon.socket) as client, pytest.raises(BusyError, match="the queue is full"):
+        next(client.stream_chat(REQUEST))
+
+
+def test_error_in_the_middle_of_a_stream(daemon: FakeDaemon) -> None:
+    failed = {"error": {"message": "out of memory", "code": "model_unavailable"}}
+    daemon.on("POST /v1/chat/completions", Reply(events=[chunk("Hel"), failed], done=False))
+    with Client(daemon.socket) as client:
+        events = client.stream_chat(REQUEST)
+        assert next(events)["choices"][0]["delta"]["content"] == "Hel"
+        with pytest.raises(ModelError, match="out of memory"):
+            next(events)
+
+
+def test_stream_without_its_end_is_an_error(daemon: FakeDaemon) -> None:
+    daemon.on("POST /v1/chat/completions", Reply(events=[chunk("Hel")], done=False))
+    with Client(daemon.socket) as client, pytest.raises(EdgepdError, match="broke off the answer"):
+        list(client.stream_chat(REQUEST))
+
+
+def test_closing_the_stream_hangs_up(daemon: FakeDaemon) -> None:
+    closed = Event()
+    reply = Reply(events=[chunk("x")] * 200, before_end=partial(closed.wait, 5))
+    daemon.on("POST /v1/chat/completions", reply)
+    with Client(daemon.socket) as client:
+        with closing(client.stream_chat(REQUEST)) as events:
+            next(events)
+        closed.set()
+        assert daemon.hung_up.wait(5)
+
+
+def test_what_json_cannot_hold_is_refused_before_sending(daemon: FakeDaemon) -> None:
+    with Client(daemon.socket) as client:
+        with pytest.raises(RequestError, match="surrogates not allowed"):
+            client.chat({"messages": [{"role": "user", "content": "\udcff"}]})
+        with pytest.raises(RequestError, match="not JSON compliant"):
+            client.chat(REQUEST | {"temperature": float("nan")})
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize("bad", ["../status", "a/b", "a?b", "", "ü", " "])
+def test_id_that_would_change_the_path_is_unknown(daemon: FakeDaemon, bad: str) -> None:
+    with Client(daemon.socket) as client, pytest.raises(NotFoundError, match="is not an id"):
+        client.interaction(bad)
+    assert daemon.requests == []
+
+
+def test_routes_and_bodies(daemon: FakeDaemon) -> None:
+    daemon.on("GET /v1/models", {"object": "list", "data": [{"id": "base"}]})
+    daemon.on("POST /v1/chat/completions", {"id": "x"})
+    daemon.on("POST /edgepd/v1/feedback", {"interaction_id": "i1", "feedback": []})
+    daemon.on("DELETE /edgepd/v1/feedback/i1", {"interaction_id": "i1", "removed": 1})
+    daemon.on("GET /edgepd/v1/interactions", {"interactions": [{"id": "i1"}]})
+    daemon.on("POST /edgepd/v1/training", Reply({"run": {"id": "r1"}}, 202))
+    daemon.on("GET /edgepd/v1/training", {"runs": [{"id": "r1"}]})
+    daemon.on("GET /edgepd/v1/training/r1", {"run": {"id": "r1"}, "progress": None})
+    daemon.on("DELETE /edgepd/v1/training/r1", {"run": {"id": "r1"}})
+    daemon.on("POST /edgepd/v1/generations/rollback", {"active": 1, "previous": 2, "prepare_ms": 3.0})
+    daemon.on("POST /edgepd/v1/generations/activate", {"active": 1, "previous": 2, "prepare_ms": 3.0})
+    with Client(daemon.socket) as client:
+        assert client.models() == [{"id": "base"}]
+        assert client.chat(REQUEST) == {"id": "x"}
+        client.thumb("last", -1)
+        client.edit("i1", "better", source="cli")
+        assert client.remove_feedback("i1", "edit")["removed"] == 1
+        assert client.interactions(5) == [{"id": "i1"}]
+        assert client.start_training("baked") == {"id": "r1"}
+        assert client.training_runs() == [{"id": "r1"}]
+        assert client.training("r1") == {"run": {"id": "r1"}, "progress": None}
+        client.stop_training("r1")
+        client.rollback()
+        client.rollback(4)
+        client.activate(3, expected=2)
+    assert [(asked.method, asked.path, asked.query, asked.body) for asked in daemon.requests] == [
+        ("GET", "/v1/models", "", {}),
+        ("POST", "/v1/chat/completions", "", {**REQUEST, "stream": False}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "last", "thumb": -1}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "edit": "better", "source": "cli"}),
+        ("DELETE", "/edgepd/v1/feedback/i1", "kind=edit", {}),
+        ("GET", "/edgepd/v1/interactions", "limit=5", {}),
+        ("POST", "/edgepd/v1/training", "", {"kind": "baked"}),
+        ("GET", "/edgepd/v1/training", "", {}),
+        ("GET", "/edgepd/v1/training/r1", "", {}),
+        ("DELETE", "/edgepd/v1/training/r1", "", {}),
+        ("POST", "/edgepd/v1/generations/rollback", "", {}),
+        ("POST", "/edgepd/v1/generations/rollback", "", {"to": 4}),
+        ("POST", "/edgepd/v1/generations/activate", "", {"generation": 3, "expected": 2}),
+    ]

@@ -1,0 +1,161 @@
+"""`edgepd train`, `status` and `adapters`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgepd.cli.output import duration, moment
+from tests.cli.conftest import Edgepd
+from tests.cli.fake_daemon import GENERATIONS, NUMBERS, RUN, STATUS, FakeDaemon, Json, Reply, error
+
+START = "POST /edgepd/v1/training"
+PROGRESS = {"stage": "train", "done": 3, "total": 10, "loss": 3.1, "tokens_per_second": 180.0}
+SWITCHED = {"active": 1, "previous": 2, "prepare_ms": 12.4}
+
+
+@pytest.fixture
+def trainer(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> FakeDaemon:
+    monkeypatch.setattr("edgepd.cli.train.POLL_S", 0.001)
+    daemon.on(START, Reply({"run": RUN}, 202))
+    return daemon
+
+
+def ends(daemon: FakeDaemon, **fields: object) -> None:
+    """Let the run end so, after two looks at its progress."""
+    running: list[Json] = [{"run": RUN, "progress": None}, {"run": RUN, "progress": PROGRESS}]
+    daemon.on("GET /edgepd/v1/training/r1", *running, {"run": {**RUN, **fields}, "progress": None})
+
+
+def test_promoted(trainer: FakeDaemon, edgepd: Edgepd) -> None:
+    ends(trainer, state="promoted", generation=4, numbers=NUMBERS)
+    result = edgepd("train")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "promoted: generation 4 (live) is live\n"
+        "  held-out loss 3.215 -> 2.900 nats/token on 4 examples that it was not trained on\n"
+        "  perplexity of general text +0.41%\n"
+        "  load 0.3 s, train 12.0 s\n"
+    )
+    assert trainer.asked("/edgepd/v1/training") == [{"kind": "live"}]
+    assert len(trainer.asked("/edgepd/v1/training/r1")) == 3
+
+
+@pytest.mark.parametrize("state", ["rejected", "failed", "interrupted"])
+def test_not_promoted_ends_with_7(trainer: FakeDaemon, edgepd: Edgepd, state: str) -> None:
+    ends(trainer, state=state, reason="held-out loss rose")
+    result = edgepd("train", "--baked")
+    assert (result.exit_code, result.stdout, result.stderr) == (7, f"{state}: held-out loss rose\n", "")
+    assert trainer.asked("/edgepd/v1/training") == [{"kind": "baked"}]
+
+
+def test_json(trainer: FakeDaemon, edgepd: Edgepd) -> None:
+    ends(trainer, state="rejected", reason="worse", numbers=NUMBERS)
+    result = edgepd("train", "--json")
+    assert (result.exit_code, result.stderr) == (7, "")
+    assert json.loads(result.stdout) == {"run": {**RUN, "state": "rejected", "reason": "worse", "numbers": NUMBERS}}
+
+
+def test_no_wait_only_starts(trainer: FakeDaemon, edgepd: Edgepd) -> None:
+    result = edgepd("train", "--no-wait")
+    assert (result.exit_code, result.stdout) == (0, "run r1 has started; edgepd status shows how it goes\n")
+    assert [asked.method for asked in trainer.requests] == ["POST"]
+
+
+def test_refused(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on(START, error(409, "training_refused", "there are 2 examples, but at least 6 are needed"))
+    result = edgepd("train")
+    assert result.exit_code == 7
+    assert result.stderr == "Error: there are 2 examples, but at least 6 are needed\n"
+
+
+def test_ctrl_c_says_that_the_run_goes_on(trainer: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgepd.cli.train.time.sleep", interrupted)
+    result = edgepd("train")
+    assert result.exit_code == 130
+    assert result.stderr.startswith("run r1 goes on in the daemon; edgepd status shows it\n")
+
+
+def test_status(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on("GET /edgepd/v1/status", STATUS)
+    result = edgepd("status")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "daemon        0.1.0, pid 4711, up 1 h 2 min, /run/edgepd.sock\n"
+        "model         tiny (/models/tiny.gguf)\n"
+        "generation    3 (live)\n"
+        "answers       1 running, 2 waiting\n"
+        "tokens        900 generated\n"
+        "switches      5, the last in 0.21 ms\n"
+        "interactions  40\n"
+        "feedback      3 thumbs up, 1 down, 12 corrections; 13 examples to learn from\n"
+        "training      none yet\n"
+        "memory        180 MiB\n"
+    )
+    assert json.loads(edgepd("status", "--json").stdout) == STATUS
+
+
+def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    busy = {**STATUS, "training": {"run": RUN, "progress": PROGRESS}, "problems": ["the disk is full"]}
+    ended = {
+        **STATUS,
+        "engine": {**STATUS["engine"], "switches": 0, "last_switch_ms": 0.0},
+        "training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None},
+    }
+    daemon.on("GET /edgepd/v1/status", busy, ended)
+    lines = edgepd("status").stdout.splitlines()
+    assert lines[8] == "training      run r1 (live) running: train 3/10"
+    assert lines[10:] == ["Problem: the disk is full"]
+    lines = edgepd("status").stdout.splitlines()
+    assert (lines[5], lines[8]) == ("switches      0", "training      run r1 (live) rejected: worse")
+
+
+def test_adapters_list(daemon: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepd.cli.adapters.moment", lambda seconds: f"t{seconds:.0f}")
+    daemon.on("GET /edgepd/v1/generations", GENERATIONS)
+    assert edgepd("adapters", "list").stdout == (
+        "   id  parent  kind  state    held-out loss   examples  made\n"
+        "*  2   1       live  active   3.215 -> 2.900  2         t1000\n"
+        "   1   -       base  retired  -               0         t900\n"
+    )
+    assert json.loads(edgepd("adapters", "list", "--json").stdout) == GENERATIONS
+
+
+@pytest.mark.parametrize(
+    ("args", "route", "body"),
+    [
+        (("rollback",), "rollback", {}),
+        (("rollback", "--to", "1"), "rollback", {"to": 1}),
+        (("use", "1"), "activate", {"generation": 1, "expected": None}),
+    ],
+)
+def test_switching(
+    daemon: FakeDaemon, edgepd: Edgepd, args: tuple[str, ...], route: str, body: dict[str, object]
+) -> None:
+    daemon.on(f"POST /edgepd/v1/generations/{route}", SWITCHED)
+    result = edgepd("adapters", *args)
+    assert (result.exit_code, result.stdout) == (0, "generation 1 is live (before: 2), prepared in 12 ms\n")
+    assert daemon.asked(f"/edgepd/v1/generations/{route}") == [body]
+    assert json.loads(edgepd("adapters", *args, "--json").stdout) == SWITCHED
+
+
+def test_unknown_generation(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on("POST /edgepd/v1/generations/activate", error(404, "not_found", "no generation 99"))
+    result = edgepd("adapters", "use", "99")
+    assert (result.exit_code, result.stderr) == (4, "Error: no generation 99\n")
+    assert edgepd("adapters", "use", "newest").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (90000, "25 h 0 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_unknown_moment() -> None:
+    assert moment(None) == "-"
