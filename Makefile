@@ -1,0 +1,69 @@
+# Everything a developer does with edgepd. `make help` lists the targets. GNU make >= 4.3, Python >= 3.11, a C compiler.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first of these that is there and new enough; `make PYTHON=... demo` chooses another.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done || true)
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Models are kept in build/ for whatever is started from here, so that they are fetched once.
+export EDGEPD_MODELS_DIR ?= $(CURDIR)/build/models
+DEFAULT_MODEL := $(EDGEPD_MODELS_DIR)/smollm2-135m-instruct-q4_1.json
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.PHONY: help demo run test check format docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(READY)  ## show the whole loop on a real model: chat, correct, train, prove, swap
+	@$(BIN)/edgepd demo
+
+run: $(READY)  ## run the daemon in the foreground
+	@$(BIN)/edgepd daemon run
+
+test: check $(DEFAULT_MODEL)  ## check, then run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, imports, generated documentation
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy docs/generate.py
+	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/python docs/generate.py --check
+
+format: $(READY)  ## rewrite the code as `make check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## generate docs/*.md from the code
+	$(BIN)/python docs/generate.py
+
+bench: $(BENCHMARKS)  ## run all benchmarks
+	@$(if $(BENCHMARKS),,echo "there are no benchmarks yet")
+
+bench-%: $(READY) $(DEFAULT_MODEL)  ## run benchmarks/%.py
+	$(BIN)/python benchmarks/$*.py
+
+clean:  ## remove what was built and fetched, except .venv
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Order-only: a newer environment does not make the model stale.
+$(DEFAULT_MODEL): | $(READY)
+	$(BIN)/edgepd model add default
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "edgepd needs Python 3.11 or newer: install it or use make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	@echo "Installing dependencies. The first time, llama-cpp-python is compiled: about 8 minutes on 2 cores."
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		| sed -u -n -E 's/^(Collecting [^ ]*).*/\1/p; /^( *Building|Successfully built)/p'
+	@touch $@
