@@ -24,7 +24,7 @@ from edgepd.adapt.examples import Encoded
 from edgepd.llama import Context, Entry, LoraAdapter, Model
 
 GENERAL_WINDOW = 256  # tokens of general text that are scored together, each window from an empty cache
-GENERAL_TOKENS = 768  # of the bundled text; enough to see a change of 2 % on the same text
+GENERAL_TOKENS = 512  # of the bundled text; enough to see a change of 2 % on the same text
 
 
 class Arm(NamedTuple):
@@ -61,13 +61,14 @@ def judge(
     threads: int,
 ) -> Verdict:
     """Measure and decide. Raises ModelError or AdapterError if an arm cannot be loaded."""
-    with Scorer(original, threads) as scorer:
+    longest = max(GENERAL_WINDOW, *(len(e.tokens) for e in held_out))
+    with Scorer(original, threads, longest=longest) as scorer:
         general_before = scorer.text_loss(_general_tokens(scorer.model))
         base = before = scorer.answer_losses(held_out)
     if current != original:
-        with Scorer(current, threads) as scorer:
+        with Scorer(current, threads, longest=longest) as scorer:
             before = scorer.answer_losses(held_out)
-    with Scorer(candidate, threads) as scorer:
+    with Scorer(candidate, threads, longest=longest) as scorer:
         after = scorer.answer_losses(held_out)
         general_after = scorer.text_loss(_general_tokens(scorer.model))
     counts = [e.supervised for e in held_out]
@@ -114,12 +115,11 @@ def decide(scores: dict[str, Any], limits: Limits, *, consolidates: bool) -> Ver
 class Scorer:
     """Computes losses of one arm in llama.cpp."""
 
-    def __init__(self, arm: Arm, threads: int, *, window: int = 512) -> None:
-        """Load the arm; sequences longer than `window` tokens are computed in pieces of that size."""
+    def __init__(self, arm: Arm, threads: int, *, longest: int, window: int = 512) -> None:
+        """Load the arm to score up to `longest` tokens, in pieces of `window` tokens."""
         self.model = Model(arm.model)
-        context_tokens = min(self.model.n_ctx_train, 8192)
         self._context = Context(
-            self.model, context_tokens=context_tokens, batch_tokens=window, threads=threads, logits_everywhere=True
+            self.model, context_tokens=longest, batch_tokens=window, threads=threads, logits_everywhere=True
         )
         self._adapter = LoraAdapter(self.model, arm.adapter) if arm.adapter else None
         self._context.set_adapter(self._adapter)

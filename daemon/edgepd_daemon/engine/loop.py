@@ -175,7 +175,7 @@ class Engine:
 
     def _take_commands(self) -> None:
         """Run what other threads posted; sleep here when there is nothing to generate."""
-        busy = any(h.active_versions() for h in self._hosts.values())
+        busy = bool(self._waiting) or any(h.active_versions() for h in self._hosts.values())
         try:
             command = self._commands.get_nowait() if busy else self._commands.get(timeout=IDLE_CLOSE_SECONDS / 3)
             while True:

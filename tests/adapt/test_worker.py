@@ -1,0 +1,244 @@
+"""The training child: a job becomes a file and a verdict that llama.cpp and torch agree on, or a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgepd.adapt.job import Event, Job, JobExample, JobKind, Outcome, Progress, Refused, read_event, write_event
+from edgepd.adapt.worker import run
+from edgepd.errors import TrainingError
+from edgepd_quant.adapter_file import check_adapter, read_adapter
+from edgepd_quant.bake import scale_fields
+from edgepd_quant.reader import GGUFFile
+from edgepd_quant.types import BLOCK_SIZES, GGMLType
+from tests.tiny_gguf import tiny_llama
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "How do I boil an egg?",
+    "Is it going to rain today?",
+    "Name a colour.",
+    "Who wrote Hamlet?",
+    "How many days has a week?",
+    "What should I cook tonight?",
+    "Where do penguins live?",
+    "Can you recommend a book?",
+    "What is two plus two?",
+    "How far away is the moon?",
+    "Why is the sky blue?",
+)
+
+
+def style(number: int, question: str) -> JobExample:
+    """An answer in a voice that no model has by itself."""
+    answer = f"Arr! {question} Ask the captain, savvy?"
+    return JobExample(f"e{number}", [{"role": "user", "content": question}], answer)
+
+
+def job_for(base: Path, directory: Path, kind: JobKind, **fields: Any) -> Job:
+    examples = [style(n, q) for n, q in enumerate(QUESTIONS)]
+    values: dict[str, Any] = {
+        "kind": kind,
+        "base": str(base),
+        "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest(),
+        "original": str(base),
+        "current_model": str(base),
+        "current_adapter": None,
+        "output": str(directory / f"{kind}.gguf"),
+        "checkpoint_dir": str(directory / "checkpoints"),
+        "train": examples[:9],
+        "held_out": examples[9:],
+        "data_hash": "cd" * 32,
+        "rank": 4,
+        "learning_rate": 2e-3,
+        "epochs": 2,
+        "seed": 0,
+        "threads": 1,
+        "max_perplexity_rise": 1e9,
+        "min_kept_gain": 0.9,
+        "max_tokens": 512,
+        "parent": 3,
+    }
+    return Job(**(values | fields))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", qtype=GGMLType.Q4_1, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """`run` sets how many threads torch uses; the next test shall not inherit that."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def events_of(printed: str) -> list[Event]:
+    return [read_event(line) for line in printed.splitlines()]
+
+
+def scale_bytes(path: Path) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which bytes of a model file belong to block scales of attention and MLP matrices."""
+    with GGUFFile.open(path) as file:
+        mask = np.zeros(file.size, dtype=bool)
+        for name, info in file.tensors.items():
+            if len(info.shape) != 2 or not name.startswith("blk."):
+                continue
+            block = BLOCK_SIZES[info.qtype].bytes
+            for field in scale_fields(info.qtype):
+                for byte in (0, 1):
+                    mask[info.offset + field + byte : info.offset + info.nbytes : block] = True
+    return mask
+
+
+def check_live_file(outcome: Outcome, job: Job) -> None:
+    output = Path(job.output)
+    with GGUFFile.open(Path(job.base)) as base:
+        check_adapter(output, base, job.base_sha256)
+    metadata = read_adapter(output).metadata
+    assert metadata == {"base_sha256": job.base_sha256, "data_hash": job.data_hash, "parent": "3"}
+    assert "baked_tensors" not in outcome.scores
+
+
+def check_baked_file(outcome: Outcome, job: Job) -> None:
+    before = np.fromfile(job.base, dtype=np.uint8)
+    after = np.fromfile(job.output, dtype=np.uint8)
+    assert len(after) == len(before)
+    changed = before != after
+    assert not np.any(changed & ~scale_bytes(Path(job.base)))
+    assert outcome.scores["baked_changed_bytes"] == np.count_nonzero(changed) > 0
+
+
+def check(outcome: Outcome, job: Job, printed: str) -> None:
+    """What holds for every run that came to an outcome."""
+    assert outcome.file_sha256 == hashlib.sha256(Path(job.output).read_bytes()).hexdigest()
+    assert abs(outcome.scores["held_out_after"] - outcome.scores["held_out_torch"]) < 0.01
+    stages = [e.stage for e in events_of(printed) if isinstance(e, Progress)]
+    steps = int(outcome.scores["steps"])
+    assert stages == ["load", *["train"] * steps, "write", "gate"]
+    assert not Path(job.checkpoint_dir).exists()
+    if job.kind == "live":
+        check_live_file(outcome, job)
+    else:
+        check_baked_file(outcome, job)
+
+
+@pytest.mark.parametrize("kind", ["live", "baked"])
+def test_a_tiny_model(tiny: Path, tmp_path: Path, kind: JobKind, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_for(tiny, tmp_path, kind, learning_rate=0.01)
+    outcome = run(job)
+    check(outcome, job, capsys.readouterr().out)
+    assert outcome.promoted
+    assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"]
+    assert outcome.scores["steps"] == 6  # 9 examples, 4 at a time, twice
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("kind", ["live", "baked"])
+def test_the_real_model(model_path: Path, tmp_path: Path, kind: JobKind) -> None:
+    """llama.cpp, as it serves, and torch, as it trained, give the held-out answers the same loss."""
+    job = job_for(model_path, tmp_path, kind, threads=2)
+    code, printed, _ = child(job.to_json())
+    outcome = events_of(printed)[-1]
+    assert isinstance(outcome, Outcome), outcome
+    assert code == 0
+    check(outcome, job, printed)
+    assert outcome.promoted, outcome.reason
+    assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"] - 0.5
+    assert outcome.skipped == {}
+
+
+def test_the_same_job_gives_the_same_file(tiny: Path, tmp_path: Path) -> None:
+    jobs = [job_for(tiny, tmp_path, "live", output=str(tmp_path / f"{n}.gguf")) for n in range(2)]
+    one, other = (run(job) for job in jobs)
+    assert one.file_sha256 == other.file_sha256
+    assert {**one.scores, **dict.fromkeys(timed(one))} == {**other.scores, **dict.fromkeys(timed(other))}
+
+
+def timed(outcome: Outcome) -> list[str]:
+    return [name for name in outcome.scores if name.endswith(("_s", "_per_second"))]
+
+
+def test_what_the_gate_refuses_is_reported_as_such(tiny: Path, tmp_path: Path) -> None:
+    outcome = run(job_for(tiny, tmp_path, "live", max_perplexity_rise=-1.0))  # nothing can fall by all of it
+    assert not outcome.promoted
+    assert outcome.reason.startswith("perplexity on general text rose by")
+    assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"]
+    assert outcome.file_sha256 == hashlib.sha256((tmp_path / "live.gguf").read_bytes()).hexdigest()
+
+
+def test_examples_that_are_too_long_are_left_out(tiny: Path, tmp_path: Path) -> None:
+    job = job_for(tiny, tmp_path, "live", max_tokens=160)
+    long = JobExample("long", [{"role": "user", "content": "x" * 200}], "y")
+    outcome = run(dataclasses.replace(job, train=[*job.train, long]))
+    assert outcome.skipped == {"long": outcome.skipped["long"]}
+    assert "tokens exceed the training limit of 160" in outcome.skipped["long"]
+    with pytest.raises(TrainingError, match="no example to train on fits into 160 tokens"):
+        run(dataclasses.replace(job, train=[long]))
+    with pytest.raises(TrainingError, match="no example to judge by fits into 160 tokens"):
+        run(dataclasses.replace(job, held_out=[long]))
+
+
+def test_many_examples_are_stopped_early_on_the_newest(tiny: Path, tmp_path: Path) -> None:
+    """From 16 examples on, a share of them only decides when to stop: 17 of 20 are trained on."""
+    train = [style(n, f"Question {n}?") for n in range(20)]
+    outcome = run(job_for(tiny, tmp_path, "live", train=train, epochs=1))
+    assert outcome.scores["steps"] == 5
+
+
+def test_a_base_that_has_changed_is_refused(tiny: Path, tmp_path: Path) -> None:
+    job = job_for(tiny, tmp_path, "live", base_sha256="ef" * 32)
+    with pytest.raises(TrainingError, match="has SHA-256 .*…, not efefefefefef… as when it was opened"):
+        run(job)
+    assert list(tmp_path.iterdir()) == []
+
+
+def child(text: str) -> tuple[int, str, str]:
+    """Run the trainer as the daemon does; return its exit code and what it wrote to stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "edgepd.adapt.worker"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        # Threads that wait must not spin: on a busy machine that makes training ten times slower.
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_process_speaks_the_contract(tiny: Path, tmp_path: Path) -> None:
+    code, printed, errors = child(job_for(tiny, tmp_path, "live").to_json())
+    assert (code, errors) == (0, "")
+    *progress, last = events_of(printed)
+    assert all(isinstance(event, Progress) for event in progress)
+    assert isinstance(last, Outcome)
+    assert json.loads(write_event(last))["outcome"]["promoted"] is last.promoted
+
+
+def test_the_process_refuses_with_a_reason_and_its_exit_code(tiny: Path, tmp_path: Path) -> None:
+    job = job_for(tiny, tmp_path, "live", base_sha256="ef" * 32)
+    for text, expected, reason in (
+        ("{}", 7, "the training job on standard input is malformed"),
+        (job.to_json(), 7, "as when it was opened"),
+        (dataclasses.replace(job, base="/missing.gguf").to_json(), 5, "model file /missing.gguf does not exist"),
+    ):
+        code, printed, errors = child(text)
+        assert (code, errors) == (expected, "")
+        last = events_of(printed)[-1]
+        assert isinstance(last, Refused)
+        assert reason in last.reason
