@@ -8,6 +8,7 @@ What this does not do: benchmark. The figures are single measurements on whateve
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -26,6 +28,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from edgepd.cli.demo_script import CLOSING, LESSONS, LONG_REQUEST, OPENING, UNSEEN, has_style
+from edgepd.cli.output import json_option
 from edgepd.client import Client, Json
 from edgepd.config import Paths, paths
 from edgepd.errors import DaemonNotRunningError, EdgepdError
@@ -49,9 +52,14 @@ class DemoFailedError(EdgepdError):
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Keep the temporary home and say where it is.")
-def demo(keep: bool) -> None:
-    """Show the whole loop on a real model: chat, correct, train, prove, swap."""
-    console = Console(highlight=False)
+@json_option
+def demo(keep: bool, as_json: bool) -> None:
+    """Show the whole loop on a real model: chat, correct, train, prove, swap.
+
+    It takes one to four minutes and ends with 1 if any step does not show what it should. With --json the steps go
+    to stderr and the measured figures to stdout.
+    """
+    console = Console(highlight=False, stderr=as_json)
     installed = paths()
     _install_model(console, installed)
     # Not below TMPDIR, whose path may be too long for a socket's.
@@ -59,7 +67,9 @@ def demo(keep: bool) -> None:
     try:
         started = time.monotonic()
         with _daemon(home, installed) as client:
-            Demo(console, client).run(started)
+            figures = Demo(console, client).run(started)
+        if as_json:
+            click.echo(json.dumps(figures))
     finally:
         if keep:
             console.print(f"The demo's home is kept in {home}")
@@ -114,10 +124,11 @@ class Demo:
         """Show on `console` what the daemon behind `client` does."""
         self._console = console
         self._client = client
-        self._figures: list[tuple[str, str]] = []
+        self._shown: list[tuple[str, str]] = []
+        self._figures: Json = {}
 
-    def run(self, started: float) -> None:
-        """Run all steps. Raises DemoFailedError at the first that does not hold."""
+    def run(self, started: float) -> Json:
+        """Run all steps and return what was measured. Raises DemoFailedError at the first that does not hold."""
         base = int(self._client.status()["generation"]["id"])
         self._step("1. Ask the base model")
         before = [self._ask(question) for question in UNSEEN]
@@ -130,7 +141,8 @@ class Demo:
         self._step("3. Train a live adapter, prove it on corrections it never saw, and swap it in")
         live = self._train("live")
         feedback_to_live = time.monotonic() - corrected_at
-        self._figure("feedback to live", f"{feedback_to_live:.1f} s (goal: {GOAL_FEEDBACK_TO_LIVE_S:.0f} s)")
+        goal = f"goal: {GOAL_FEEDBACK_TO_LIVE_S:.0f} s"
+        self._figure("feedback to live", f"{feedback_to_live:.1f} s ({goal})", feedback_to_live_s=feedback_to_live)
         after = [self._ask(question) for question in UNSEEN]
         self._show(UNSEEN, after)
         self._compare_style(before, after)
@@ -150,17 +162,22 @@ class Demo:
         switched = self._client.rollback(base)
         again = [self._ask(question) for question in UNSEEN]
         self._check(again == before, "after the rollback the base must answer as it did at first")
-        self._figure("rollback", f"{switched['prepare_ms']:.0f} ms to prepare; answers equal the first ones")
+        prepare_ms = float(switched["prepare_ms"])
+        shown = f"{prepare_ms:.0f} ms to prepare; answers equal the first ones"
+        self._figure("rollback", shown, rollback_prepare_ms=prepare_ms)
 
         total = time.monotonic() - started
-        self._figure("whole demo", f"{total:.0f} s (goal: {GOAL_TOTAL_S:.0f} s)")
+        self._figure("whole demo", f"{total:.0f} s (goal: {GOAL_TOTAL_S:.0f} s)", total_s=total)
         self._table()
+        return self._figures
 
     def _step(self, title: str) -> None:
         self._console.print(f"\n[bold]{title}[/bold]")
 
-    def _figure(self, name: str, value: str) -> None:
-        self._figures.append((name, value))
+    def _figure(self, name: str, shown: str, **values: Any) -> None:
+        """Note a figure for the table, and its plain values for `--json`."""
+        self._shown.append((name, shown))
+        self._figures |= values
 
     def _check(self, holds: bool, claim: str) -> None:
         if not holds:
@@ -201,15 +218,11 @@ class Demo:
         numbers = run["numbers"]
         self._check(run["state"] == "promoted", f"the {kind} candidate is {run['state']}: {run['reason']}")
         self._console.print(f"  generation {run['generation']} ({kind}): {run['reason']}", soft_wrap=True)
-        self._figure(
-            f"{kind}: held-out loss",
-            f"{numbers['held_out_before']:.3f} -> {numbers['held_out_after']:.3f} nats/token",
-        )
+        held_out = f"{numbers['held_out_before']:.3f} -> {numbers['held_out_after']:.3f} nats/token"
+        self._figure(f"{kind}: held-out loss", held_out, **{kind: numbers})
         self._figure(f"{kind}: general perplexity", f"{numbers['general_perplexity_rise']:+.2%}")
-        self._figure(
-            f"{kind}: load, train, write, gate",
-            ", ".join(f"{numbers[name]:.1f} s" for name in ("load_s", "train_s", "write_s", "gate_s")),
-        )
+        times = ", ".join(f"{numbers[name]:.1f} s" for name in ("load_s", "train_s", "write_s", "gate_s"))
+        self._figure(f"{kind}: load, train, write, gate", times)
         return int(run["generation"])
 
     def _compare_style(self, before: list[str], after: list[str]) -> None:
@@ -248,7 +261,8 @@ class Demo:
             f"  generation {live} went live while generation {base} was streaming, and answered at once;\n"
             "  the streamed answer is word for word what it is without the swap"
         )
-        self._figure("swap", f"{switched['prepare_ms']:.0f} ms to load beside serving, {pause:.2f} ms pause")
+        shown = f"{switched['prepare_ms']:.0f} ms to load beside serving, {pause:.2f} ms pause"
+        self._figure("swap", shown, swap_prepare_ms=switched["prepare_ms"], swap_pause_ms=pause)
 
     def _measure_speed(self, generations: dict[str, int]) -> None:
         """Measure decoding in turns, so that a slow moment of the machine hits all alike."""
@@ -259,15 +273,16 @@ class Demo:
                 request = _request(LONG_REQUEST, f"{name}@{generation}", SPEED_TOKENS) | {"store": False}
                 answer: Json = self._client.chat(request | {"temperature": 1.0, "seed": 1})
                 speeds[kind].append(float(answer["timings"]["tokens_per_second"]))
-        medians = [f"{kind} {statistics.median(speed):.0f}" for kind, speed in speeds.items()]
-        self._figure("decoding, tokens/s", ", ".join(medians))
+        medians = {kind: statistics.median(speed) for kind, speed in speeds.items()}
+        shown = ", ".join(f"{kind} {speed:.0f}" for kind, speed in medians.items())
+        self._figure("decoding, tokens/s", shown, decode_tokens_per_second=medians)
 
     def _table(self) -> None:
         table = Table(title="Measured in this run")
         table.add_column("what")
         table.add_column("result")
-        for name, value in self._figures:
-            table.add_row(name, value)
+        for name, shown in self._shown:
+            table.add_row(name, shown)
         self._console.print()
         self._console.print(table)
 
