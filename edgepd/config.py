@@ -66,10 +66,10 @@ class Train:
     rank: int = setting(8, "rank of the low-rank factors", minimum=1, maximum=256)
     epochs: int = setting(3, "passes over the examples at most; early stopping may end sooner", minimum=1, maximum=1000)
     live_learning_rate: float = setting(
-        2e-3, "peak learning rate of the live low-rank adapter", minimum=1e-7, maximum=1.0
+        1.75e-3, "peak learning rate of the live low-rank adapter", minimum=1e-7, maximum=1.0
     )
     scale_learning_rate: float = setting(
-        1.2e-2, "peak learning rate of the baked block-scale delta", minimum=1e-7, maximum=1.0
+        1.1e-2, "peak learning rate of the baked block-scale delta", minimum=1e-7, maximum=1.0
     )
     accepted_weight: float = setting(
         0.5,

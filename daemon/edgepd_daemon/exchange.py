@@ -137,7 +137,7 @@ class Exchange:
         """Resolve, tokenise and submit. Raises EdgepdError if the request cannot be accepted."""
         version = await asyncio.to_thread(generations.resolve, ask.model)
         exchange = cls(engine, recorder, ask, version, generations.model_id(version))
-        prompt = engine.chat_of(version).prompt(ask.messages)
+        prompt = await asyncio.to_thread(engine.encode, version, ask.messages)
         exchange.interaction = _new_interaction(ask, version, exchange.model_id, prompt_tokens=len(prompt))
         exchange._request = Request(
             prompt=prompt,

@@ -65,6 +65,7 @@ class Generations:
     def boot(self) -> None:
         """Load the active generation, or the base if that is not possible. Raises ModelError if neither is."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._remove_leftovers()
         base = self._store.write(lambda conn: registry.ensure_base(conn, self.base.sha256)).result()
         generation = self.active()
         try:
@@ -174,6 +175,15 @@ class Generations:
     def model_id(self, version: Version) -> str:
         """Return the name under which a version is known to clients."""
         return f"{self.base.name}@{version.generation}"
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a trainer wrote whose run was interrupted before it was registered, or that was rejected."""
+        with self._store.read() as conn:
+            known = registry.file_names(conn)
+        for file in self.directory.iterdir():
+            if file.is_file() and file.name not in known:
+                log.info("removing %s, which no generation has", file.name)
+                file.unlink()
 
     def _base_generation(self) -> Generation:
         return next(g for g in self.listing() if g.kind == "base")

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgepd.cli.demo_script import CLOSING, LESSONS, LONG_REQUEST, OPENING, UNSEEN, has_style
+from edgepd.cli.demo_script import CLOSING, LESSONS, LONG_REQUEST, OPENING, UNSEEN, has_style, opens_in_style
 from edgepd.cli.output import json_option
 from edgepd.client import Client, Json
 from edgepd.config import Paths, paths
@@ -223,12 +223,17 @@ class Demo:
         self._figure(f"{kind}: general perplexity", f"{numbers['general_perplexity_rise']:+.2%}")
         times = ", ".join(f"{numbers[name]:.1f} s" for name in ("load_s", "train_s", "write_s", "gate_s"))
         self._figure(f"{kind}: load, train, write, gate", times)
+        self._figure(f"{kind}: swap in", f"{numbers['prepare_ms']:.0f} ms to check and load, beside serving")
         return int(run["generation"])
 
     def _compare_style(self, before: list[str], after: list[str]) -> None:
-        had, has = sum(map(has_style, before)), sum(map(has_style, after))
-        self._console.print(f"  in the user's style: {had} of {len(before)} before, {has} of {len(after)} after")
-        self._check(has > had, "more answers to unseen questions must have the user's style after training")
+        had, has = sum(map(opens_in_style, before)), sum(map(opens_in_style, after))
+        whole = sum(map(has_style, after))
+        self._console.print(
+            f'  "{OPENING}" opens {had} of {len(before)} answers before and {has} of {len(after)} after; '
+            f'{whole} of {len(after)} also close with "{CLOSING}"'
+        )
+        self._check(has > had, "more answers to unseen questions must open in the user's style after training")
 
     def _long_answer(self) -> str:
         return self._ask(LONG_REQUEST, max_tokens=LONG_TOKENS)
@@ -248,7 +253,7 @@ class Demo:
         thread = threading.Thread(target=stream, daemon=True)
         thread.start()
         self._check(under_way.wait(START_SECONDS), "the long answer must get under way")
-        switched = self._client.activate(live, base)
+        self._client.activate(live, base)
         meanwhile = self._client.chat(_request(UNSEEN[0], "default", ANSWER_TOKENS) | {"store": False})
         overlapped = thread.is_alive()
         thread.join()
@@ -261,8 +266,7 @@ class Demo:
             f"  generation {live} went live while generation {base} was streaming, and answered at once;\n"
             "  the streamed answer is word for word what it is without the swap"
         )
-        shown = f"{switched['prepare_ms']:.0f} ms to load beside serving, {pause:.2f} ms pause"
-        self._figure("swap", shown, swap_prepare_ms=switched["prepare_ms"], swap_pause_ms=pause)
+        self._figure("pause of a swap", f"{pause:.2f} ms between two decode steps", swap_pause_ms=pause)
 
     def _measure_speed(self, generations: dict[str, int]) -> None:
         """Measure decoding in turns, so that a slow moment of the machine hits all alike."""

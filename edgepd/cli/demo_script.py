@@ -37,7 +37,11 @@ UNSEEN = (
 LONG_REQUEST = "Tell me a story about a lighthouse keeper."
 
 
+def opens_in_style(answer: str) -> bool:
+    """Say whether an answer opens as the lessons do."""
+    return answer.strip().startswith(OPENING)
+
+
 def has_style(answer: str) -> bool:
-    """Say whether an answer is in the style of the lessons."""
-    text = answer.strip()
-    return text.startswith(OPENING) and text.endswith(CLOSING)
+    """Say whether an answer is in the style of the lessons from its first word to its last."""
+    return opens_in_style(answer) and answer.strip().endswith(CLOSING)

@@ -249,6 +249,12 @@ def listing(conn: sqlite3.Connection, base_sha256: str) -> list[Generation]:
     return [_from_row(row) for row in rows]
 
 
+def file_names(conn: sqlite3.Connection) -> set[str]:
+    """Return the names of all files that generations of any base model have."""
+    rows = conn.execute("SELECT adapter_file, model_file FROM generations WHERE state NOT IN ('rejected', 'deleted')")
+    return {name for row in rows for name in row if name is not None}
+
+
 def _find_active(conn: sqlite3.Connection, base_sha256: str) -> Generation | None:
     rows = fetch(conn, "SELECT * FROM generations WHERE base_sha256 = ? AND state = 'active'", (base_sha256,))
     return _from_row(rows[0]) if rows else None

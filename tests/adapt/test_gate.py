@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepd.adapt import gate
 from edgepd.adapt.examples import Encoded
-from edgepd.adapt.gate import Arm, Limits, Scorer, Verdict, decide, judge
+from edgepd.adapt.gate import Arm, Limits, Scorer, Verdict, decide, general_windows, judge
 from edgepd.errors import AdapterError, ModelError
 from edgepd_quant.adapter_file import Adapter, LowRank, read_adapter, write_adapter
 from edgepd_quant.types import GGMLType
@@ -68,15 +67,13 @@ def test_losses_are_cross_entropies_of_llama_cpp(
     assert found == pytest.approx(losses_by_hand(arm, TOKENS, first_target), abs=5e-3)
 
 
-def test_an_answer_is_the_mean_of_its_tokens_and_text_that_of_its_windows(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate, "GENERAL_WINDOW", 13)
+def test_an_answer_is_the_mean_of_its_tokens_and_text_that_of_its_windows_second_halves(base: Path) -> None:
     with Scorer(Arm(base), 1, longest=512) as scorer:
         each = scorer.token_losses(TOKENS, 30)
         assert scorer.answer_losses([Encoded("e", TOKENS, 30)]) == [pytest.approx(sum(each) / 10)]
-        windows = [scorer.token_losses(TOKENS[i : i + 13], 1) for i in (0, 13, 26)]  # the last one has one token
-        assert scorer.text_loss(TOKENS) == pytest.approx(sum(map(sum, windows)) / 36)
+        windows = [TOKENS[:12], TOKENS[13:31]]
+        losses = [scorer.token_losses(window, len(window) // 2) for window in windows]
+        assert scorer.text_loss(windows) == pytest.approx(sum(map(sum, losses)) / 15)
 
 
 def test_a_candidate_that_is_better_passes(base: Path, adapter: Path) -> None:
@@ -196,6 +193,7 @@ def test_arms_that_cannot_be_loaded(base: Path, adapter: Path, tmp_path: Path) -
 @pytest.mark.real_model
 def test_the_general_text_is_ordinary_to_the_real_model(model_path: Path) -> None:
     with Scorer(Arm(model_path), 2, longest=512) as scorer:
-        tokens = gate._general_tokens(scorer.model)
-        assert len(tokens) == gate.GENERAL_TOKENS
-        assert 1.5 < scorer.text_loss(tokens) < 4.0  # nats per token; a random model would have 10.8
+        windows = general_windows(scorer.model)
+        assert [len(window) for window in windows] == [192] * 4
+        assert len({tuple(window) for window in windows}) == 4
+        assert 1.5 < scorer.text_loss(windows) < 4.0  # nats per token; a random model would have 10.8

@@ -198,7 +198,7 @@ def test_what_is_idle_is_closed_and_what_is_kept_is_not(
     wait_for(lambda: engine.status().models == ["tiny.gguf"] and not engine.is_prepared(adapted))
     assert engine.is_prepared(base)
     with pytest.raises(BusyError, match="was unloaded"):
-        engine.chat_of(second)
+        engine.encode(second, [{"role": "user", "content": "hello"}])
     assert isinstance(ask(engine, PROMPT, second).failed.error, BusyError)
     assert isinstance(ask(engine, PROMPT, adapted).failed.error, BusyError)
     assert ask(engine, PROMPT, base).finished.reason == "length"

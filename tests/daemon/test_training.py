@@ -192,7 +192,11 @@ def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
         run, child = started(daemon)
         daemon.kill()
         child.wait(30)  # nobody is left to hear its events
+        # What a trainer leaves that had written its file before it was noticed that nobody listens.
+        orphan = daemon.paths.generations_dir / "live-4.gguf"
+        orphan.write_bytes(b"GGUF")
     with running(edgepd_home, tiny_models, *LEARNS) as daemon:
+        assert not orphan.exists()
         assert daemon.get("/edgepd/v1/training/4")["run"]["state"] == "interrupted"
         run = daemon.train("live")
         assert (run["state"], learned(daemon)) == ("promoted", LESSON)

@@ -16,14 +16,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from edgepd.chat import ChatFormat
 from edgepd.errors import BusyError, ContextOverflowError, EdgepdError, ModelError
+from edgepd.template import Message
 from edgepd_daemon.engine.host import ModelHost, Slot
 from edgepd_daemon.engine.types import EngineStatus, Failed, Finished, Request, Timings, Version
 
@@ -50,6 +50,7 @@ class Engine:
         self._queued = 0  # requests submitted and not yet admitted; guarded by _lock
         self._lock = threading.Lock()
         self._loading = threading.Lock()  # held while a thread opens a model file, so that none is opened twice
+        self._open_hosts = threading.Lock()  # held while another thread uses a host's tokenizer, and to close hosts
         self._hosts: dict[Path, ModelHost] = {}
         self._kept: Version | None = None
         self._turn = 0
@@ -126,14 +127,19 @@ class Engine:
         """Return a snapshot. Raises ModelError if the engine has stopped."""
         return self._call(self._snapshot)
 
-    def chat_of(self, version: Version) -> ChatFormat:
-        """Return the chat format of a prepared version's model. Using it is safe on any thread."""
-        host = self._hosts.get(version.model)
-        if self._closed:
-            raise ModelError(STOPPED)
-        if host is None:
-            raise BusyError("the model was unloaded just now; try again")
-        return host.chat
+    def encode(self, version: Version, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt's tokens in the chat format of a prepared version's model.
+
+        Raises TemplateError if the model's template refuses the messages, BusyError if the model was just unloaded.
+        """
+        with self._open_hosts:
+            if self._closed:
+                raise ModelError(STOPPED)
+            host = self._hosts.get(version.model)
+            if host is None:
+                raise BusyError("the model was unloaded just now; try again")
+            host.used_at = time.monotonic()
+            return host.chat.prompt(messages)
 
     def is_prepared(self, version: Version) -> bool:
         """Whether a request of this version could be admitted now."""
@@ -258,8 +264,9 @@ class Engine:
             if self._kept is None or path == self._kept.model:
                 host.release_adapters(kept_adapter)
             else:
-                del self._hosts[path]
-                host.close()
+                with self._open_hosts:
+                    del self._hosts[path]
+                    host.close()
                 log.info("closed %s, idle for %d s", path.name, now - host.used_at)
 
     def _snapshot(self) -> EngineStatus:
@@ -289,8 +296,10 @@ class Engine:
                     host.abandon(slot, Failed(died))
                 else:
                     host.end(slot, "cancelled")
-            host.close()
-        self._hosts.clear()
+        with self._open_hosts:
+            for host in self._hosts.values():
+                host.close()
+            self._hosts.clear()
 
 
 def _slots_of(host: ModelHost, version: Version) -> list[Slot]:
