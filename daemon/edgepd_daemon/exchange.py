@@ -114,7 +114,9 @@ class Recorder:
 class Exchange:
     """A submitted question and the answer as far as it has come."""
 
-    def __init__(self, engine: Engine, recorder: Recorder, ask: Ask, version: Version, model_id: str) -> None:
+    def __init__(
+        self, engine: Engine, recorder: Recorder, ask: Ask, version: Version, model_id: str, prompt_tokens: int
+    ) -> None:
         """Use `start`."""
         self._engine = engine
         self._recorder = recorder
@@ -129,16 +131,15 @@ class Exchange:
         self.stores = ask.store and recorder.enabled
         self.logged = False
         self.started_at = time.monotonic()
-        self.interaction = _new_interaction(ask, version, model_id)
+        self.interaction = _new_interaction(ask, version, model_id, prompt_tokens)
         self._request: Request | None = None
 
     @classmethod
     async def start(cls, engine: Engine, generations: Generations, recorder: Recorder, ask: Ask) -> Exchange:
         """Resolve, tokenise and submit. Raises EdgepdError if the request cannot be accepted."""
         version = await asyncio.to_thread(generations.resolve, ask.model)
-        exchange = cls(engine, recorder, ask, version, generations.model_id(version))
         prompt = await asyncio.to_thread(engine.encode, version, ask.messages)
-        exchange.interaction = _new_interaction(ask, version, exchange.model_id, prompt_tokens=len(prompt))
+        exchange = cls(engine, recorder, ask, version, generations.model_id(version), len(prompt))
         exchange._request = Request(
             prompt=prompt,
             version=version,
@@ -227,7 +228,7 @@ async def _written(write: Future[None]) -> None:
     await asyncio.shield(asyncio.wrap_future(write))
 
 
-def _new_interaction(ask: Ask, version: Version, model_id: str, *, prompt_tokens: int = 0) -> Interaction:
+def _new_interaction(ask: Ask, version: Version, model_id: str, prompt_tokens: int) -> Interaction:
     row = interactions.new_id()
     return Interaction(
         id=row,
