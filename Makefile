@@ -48,7 +48,7 @@ docs: $(READY)  ## generate docs/*.md from the code
 bench: $(BENCHMARKS)  ## run all benchmarks
 	@$(if $(BENCHMARKS),,echo "there are no benchmarks yet")
 
-bench-%: $(READY) $(DEFAULT_MODEL)  ## run benchmarks/%.py
+bench-%: $(READY) $(DEFAULT_MODEL) .venv/.bench-ready  ## run benchmarks/%.py
 	$(BIN)/python benchmarks/$*.py
 
 clean:  ## remove what was built and fetched, except .venv
@@ -58,6 +58,12 @@ clean:  ## remove what was built and fetched, except .venv
 # Order-only: a newer environment does not make the model stale.
 $(DEFAULT_MODEL): | $(READY)
 	$(BIN)/edgepd model add default
+
+# llama-server's engine, which is not there for every machine; without it the benchmarks say so and go on.
+.venv/.bench-ready: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
+		|| echo "the peers of the benchmarks could not be installed"
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "edgepd needs Python 3.11 or newer: install it or use make PYTHON=..." >&2; exit 1; }

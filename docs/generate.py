@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import sqlite3
 import sys
 import tempfile
@@ -22,12 +23,14 @@ import click
 
 from edgepd import errors
 from edgepd.cli import main as command_line
-from edgepd.config import Settings, declarations
+from edgepd.config import Declaration, Settings, declarations
 from edgepd_daemon.api.app import openapi_document
 from edgepd_profiles.store import Store
 
 DOCS = Path(__file__).parent
 HELP_WIDTH = 100
+LIMITS = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="))
+LARGE = 2**53  # larger limits are those of 64-bit numbers, which tell nobody anything
 
 
 def config_page() -> str:
@@ -47,7 +50,7 @@ def config_page() -> str:
         if not keys:
             continue
         lines += ["", f"## [{section.name}]", "", str(inspect.getdoc(type(section.default))), ""]
-        lines += _table("setting", "type", "default", "range", "environment variable", "meaning")
+        lines += _table("setting", "type", "default", "range or choice", "environment variable", "meaning")
         for key in keys:
             d = known[key]
             lines.append(_row(f"`{key}`", d.type.__name__, f"`{_literal(d.default)}`", _range(d), f"`{d.env}`", d.doc))
@@ -61,7 +64,9 @@ def _literal(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _range(declared: Any) -> str:
+def _range(declared: Declaration) -> str:
+    if declared.choices:
+        return " or ".join(f"`{_literal(choice)}`" for choice in declared.choices)
     low, high = declared.minimum, declared.maximum
     if low is not None and high is not None:
         return f"{low} to {high}"
@@ -102,7 +107,9 @@ def api_page() -> str:
     lines = [
         "# HTTP API",
         "",
-        "Spoken over the Unix socket of the daemon; the same document is served at `/openapi.json`.",
+        "Spoken over the Unix socket of the daemon and, if `serve.tcp_port` is set, a loopback port with a token.",
+        "The same as an OpenAPI document is served at `/openapi.json`. [Programs](clients.md) that speak OpenAI's or",
+        "Ollama's API need no change; [serving](serving.md) explains limits, errors and what happens behind them.",
     ]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -112,12 +119,12 @@ def api_page() -> str:
     schemas = document.get("components", {}).get("schemas", {})
     lines += ["", "# Bodies"] if schemas else []
     for name, schema in schemas.items():
-        lines += ["", f"## {name}", ""]
+        lines += ["", f"## {_title(name)}", ""]
         lines += [schema["description"], ""] if "description" in schema else []
         lines += _table("field", "type", "required", "default", "meaning")
         for field, content in schema.get("properties", {}).items():
             required = "yes" if field in schema.get("required", []) else ""
-            default = f"`{content['default']!r}`" if "default" in content else ""
+            default = f"`{json.dumps(content['default'])}`" if "default" in content else ""
             lines.append(_row(f"`{field}`", _type(content), required, default, content.get("description", "")))
     return "\n".join(lines) + "\n"
 
@@ -140,17 +147,23 @@ def _operation(operation: dict[str, Any]) -> list[str]:
 def _type(schema: dict[str, Any]) -> str:
     """Write a JSON schema in a few words."""
     if "$ref" in schema:
-        return str(schema["$ref"].rpartition("/")[2])
+        return _title(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
         return " or ".join(_type(choice) for choice in schema["anyOf"])
     if "const" in schema:
-        return repr(schema["const"])
+        return json.dumps(schema["const"])
     if "enum" in schema:
-        return " or ".join(repr(choice) for choice in schema["enum"])
+        return " or ".join(json.dumps(choice) for choice in schema["enum"])
     if schema.get("type") == "array":
         return f"array of {_type(schema.get('items', {}))}"
-    limits = [f"{word} {schema[key]}" for key, word in (("minimum", ">="), ("maximum", "<=")) if key in schema]
+    limits = [f"{sign} {schema[key]:.15g}" for key, sign in LIMITS if abs(schema.get(key, LARGE)) < LARGE]
     return " ".join([str(schema.get("type", "any")), *limits])
+
+
+def _title(name: str) -> str:
+    """Return the name of a body; of two equal ones the document names the module as well: `a__b__ollama__c__Name`."""
+    *modules, own = name.split("__")
+    return f"{own} ({modules[-2]})" if len(modules) > 1 else own
 
 
 def schema_page() -> str:

@@ -9,32 +9,58 @@ tokenised inside the rendered template, as every llama.cpp program does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from edgepd.errors import TemplateError
 from edgepd.llama import Model
-from edgepd.template import ChatTemplate, Message
+from edgepd.messages import Message
+from edgepd.template import ChatTemplate
 
 # Cannot occur in a template; marks where an answer ends in a rendered conversation.
 _MARK = "\ue000answer\ue000"
 
 
+class Template(Protocol):
+    """What renders a conversation: a ChatTemplate, or one that renders in another process."""
+
+    @property
+    def supports_tools(self) -> bool:
+        """Whether the template shows tools to the model."""
+        ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Return the prompt text. Raises TemplateError."""
+        ...
+
+
+MakeTemplate = Callable[[str | None, str, str], Template]  # from the source and the texts of the bos and eos tokens
+
+
+def in_process(source: str | None, bos: str, eos: str) -> Template:
+    """Return a template that renders in this process, with no limit on its time."""
+    return ChatTemplate(source, bos=bos, eos=eos)
+
+
 class ChatFormat:
     """The chat format of one model: its template and its tokenizer."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, make_template: MakeTemplate = in_process) -> None:
         """Compile the model's chat template. Raises TemplateError if it cannot be used."""
         self._model = model
-        self._template = ChatTemplate(
-            model.metadata("tokenizer.chat_template"),
-            bos=_text(model, model.bos_token),
-            eos=_text(model, model.eos_token),
-        )
+        source = model.metadata("tokenizer.chat_template")
+        self.template = make_template(source, _text(model, model.bos_token), _text(model, model.eos_token))
         self.end_of_turn = self._find_end_of_turn()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of the conversation so far, ready for the assistant's turn."""
-        return self._model.tokenize(self._template.render(messages, add_generation_prompt=True), special=True)
+        return self._model.tokenize(self.template.render(messages, add_generation_prompt=True), special=True)
 
     def answer(self, text: str) -> list[int]:
         """Return the tokens that an answer consists of, the end-of-turn token included."""
@@ -46,7 +72,7 @@ class ChatFormat:
         llama.cpp's own guess (llama_vocab_eot) goes by token names and can name a token that the template never uses.
         """
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _MARK}]
-        rendered = self._template.render(messages, add_generation_prompt=False)
+        rendered = self.template.render(messages, add_generation_prompt=False)
         if _MARK not in rendered:
             raise TemplateError("the model's chat template leaves out the assistant's message")
         tail = self._model.tokenize(rendered.split(_MARK)[1], special=True)

@@ -38,6 +38,7 @@ Json = dict[str, Any]
 Kind = Literal["live", "baked"]
 
 CONNECT_TIMEOUT_S = 5.0
+NOT_SERVING = ("failed", "draining")  # what /healthz says when nothing more will be answered
 ERROR_CLASSES: dict[str, type[EdgepdError]] = {
     kind.code: kind
     for kind in (
@@ -78,12 +79,26 @@ class Client:
         self._http.close()
 
     def health(self) -> Json:
-        """Return {"status", "version", "pid", "uptime_s", "model"}."""
-        return self._call("GET", "/healthz")
+        """Return {"status", "live", "ready", "loading_percent", "version", "pid", "uptime_s", "model", "generation"}.
+
+        A status of NOT_SERVING is an answer too, although the daemon gives it with 503: who asks may want the pid.
+        """
+        with self._explained():
+            response = self._http.get("/healthz")
+        if response.is_error and not _tells_health(response):
+            raise _error_in(response)
+        return _parse(response.text, "answer")
 
     def status(self) -> Json:
         """Return what the daemon is doing: model, generation, engine, profile, training, memory, problems."""
         return self._call("GET", "/edgepd/v1/status")
+
+    def reload(self) -> Json:
+        """Let the daemon read its settings again. Returns {"applied", "needs_restart"}, both lists of settings.
+
+        Raises ConfigError, with nothing changed, if they make no sense.
+        """
+        return self._call("POST", "/edgepd/v1/reload")
 
     def models(self) -> list[Json]:
         """Return the models that a request can name: "default", "base" and "<model>@<generation>"."""
@@ -237,11 +252,20 @@ def _parse(text: str, what: str) -> Json:
     return value
 
 
+def _tells_health(response: httpx.Response) -> bool:
+    try:
+        return response.json()["status"] in NOT_SERVING
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def _error_in(response: httpx.Response) -> EdgepdError:
     try:
         found = response.json()["error"]
     except (ValueError, KeyError, TypeError):
-        return EdgepdError(f"the daemon answered with status {response.status_code}: {response.text[:200]!r}")
+        # Without JSON it was refused before it was looked at; 503 then means too many connections.
+        kind = BusyError if response.status_code == BusyError.http_status else EdgepdError
+        return kind(f"the daemon answered with status {response.status_code}: {response.text[:200]!r}")
     return _explained_error(found, response.status_code)
 
 

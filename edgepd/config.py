@@ -31,9 +31,10 @@ def setting(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    """Declare one setting: its default, its documentation and, for numbers, its range."""
-    return field(default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum})
+    """Declare one setting: its default, its documentation and, for numbers, its range or, for words, the choice."""
+    return field(default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,35 @@ class Serve:
     )
     max_queue: int = setting(32, "requests that may wait; more are refused with 503", minimum=1, maximum=10_000)
     max_tokens: int = setting(512, "length limit of an answer when the request sets none, in tokens", minimum=1)
+    keep_alive: str = setting(
+        "5m", "how long the model stays in memory after its last use, such as '30s', '5m', '1h30m'; '-1' means forever"
+    )
+    preload: bool = setting(False, "whether to load the model at start instead of with the first request")
+    adapt_threads: bool = setting(
+        True, "decode with fewer threads while other programs want the processor, which changes roundings"
+    )
+    kv_type: str = setting(
+        "f16", "how the KV cache is stored; q8_0 needs half the memory and is slower", choices=("f16", "q8_0")
+    )
+    saved_state_mb: int = setting(
+        256,
+        "disk space for saved conversations, which survive an unload or a restart without being computed again, "
+        "in MiB; 0 saves none",
+        minimum=0,
+        maximum=1_048_576,
+    )
+    max_body_bytes: int = setting(
+        8 * 1024 * 1024, "largest request body; a larger one is refused with 413", minimum=1024, maximum=1024**3
+    )
+    request_timeout_s: float = setting(
+        10.0, "time that a client has to send the head of a request, and again for its body", minimum=0.1, maximum=3600
+    )
+    write_timeout_s: float = setting(
+        30.0, "time for which a client may leave an answer unread before it is cancelled", minimum=0.1, maximum=3600
+    )
+    tcp_port: int = setting(
+        0, "port on 127.0.0.1 to serve as well, with a token; 0 serves the Unix socket only", minimum=0, maximum=65535
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,7 @@ class Log:
     """What is kept of the interactions."""
 
     interactions: bool = setting(True, "whether interactions are stored in the profile at all")
-    level: str = setting("info", "log level of the daemon: debug, info, warning or error")
+    level: str = setting("info", "log level of the daemon", choices=("debug", "info", "warning", "error"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +145,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Declaration:
-    """One setting as declared: key, type, default, range and documentation."""
+    """One setting as declared: key, type, default, range or choice, and documentation."""
 
     key: str
     type: type
@@ -123,6 +153,7 @@ class Declaration:
     doc: str
     minimum: float | None
     maximum: float | None
+    choices: tuple[str, ...]
 
     @property
     def env(self) -> str:
@@ -145,6 +176,7 @@ def declarations() -> dict[str, Declaration]:
                 f.metadata["doc"],
                 f.metadata["minimum"],
                 f.metadata["maximum"],
+                f.metadata["choices"],
             )
     return found
 
@@ -219,6 +251,10 @@ def _convert(declared: Declaration, raw: Any, origin: str) -> Any:
         raise problem from error
     if declared.type is int and isinstance(raw, float) and value != raw:
         raise problem
+    if declared.choices and value not in declared.choices:
+        raise ConfigError(
+            f"{origin}: setting '{declared.key}' is '{value}', but must be one of {', '.join(declared.choices)}"
+        )
     if isinstance(value, int | float):
         low, high = declared.minimum, declared.maximum
         if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -241,6 +277,11 @@ class Paths:
         return self.runtime_dir / "edgepd.sock"
 
     @property
+    def token(self) -> Path:
+        """What a client of the TCP port must know, readable by the user alone."""
+        return self.runtime_dir / "token"
+
+    @property
     def profile(self) -> Path:
         """The SQLite file with interactions, feedback and generations."""
         return self.data_dir / "profile.db"
@@ -249,6 +290,11 @@ class Paths:
     def generations_dir(self) -> Path:
         """Adapter and baked model files, one directory per generation."""
         return self.data_dir / "generations"
+
+    @property
+    def states_dir(self) -> Path:
+        """Saved KV caches of conversations; may be deleted at any time."""
+        return self.data_dir / "states"
 
     @property
     def runs_dir(self) -> Path:

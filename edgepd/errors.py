@@ -61,11 +61,15 @@ class ConflictError(EdgepdError):
 
 
 class BusyError(EdgepdError):
-    """The queue is full or the engine is not ready yet; the client should try again."""
+    """The queue is full or the engine is not ready yet; the client should try again.
+
+    Whoever raises it may set `queued`, the number of requests that are waiting, which clients are told.
+    """
 
     exit_code = 6
     http_status = 503
     code = "busy"
+    queued: int | None = None
 
 
 class ModelError(EdgepdError):

@@ -227,3 +227,100 @@ def test_closing_twice(tiny: Path) -> None:
         context.close()
     for _ in range(2):
         model.close()
+
+
+def prefilled(context: Context, tokens: list[int], sequence: int = 0) -> npt.NDArray[np.float32]:
+    """Put tokens into a sequence in one batch and return the logits after the last."""
+    assert context.decode([Entry(t, i, sequence, i == len(tokens) - 1) for i, t in enumerate(tokens)])
+    return context.logits(len(tokens) - 1)
+
+
+TOKENS = [1, *range(60, 100)]
+
+
+def test_a_copied_sequence_goes_on_as_the_original(tiny: Path) -> None:
+    with Model(tiny) as model, Context(model, context_tokens=256, sequences=3, threads=1) as context:
+        prefilled(context, TOKENS)
+        context.copy(0, 2)
+        assert context.copying
+        context.forget(2, 20)
+        context.decode([Entry(t, i, 2, i == 40) for i, t in enumerate(TOKENS) if i >= 20])
+        assert not context.copying
+        copied = context.logits(20)
+        context.forget(0, 20)
+        context.decode([Entry(t, i, 0, i == 40) for i, t in enumerate(TOKENS) if i >= 20])
+        np.testing.assert_array_equal(copied, context.logits(20))
+
+
+def test_a_restored_state_goes_on_as_the_original(tiny: Path) -> None:
+    with Model(tiny) as model, Context(model, context_tokens=256, sequences=2, threads=1) as context:
+        prefilled(context, TOKENS[:-1])
+        state = context.state(0)
+        context.decode([Entry(TOKENS[-1], 40, 0, True)])
+        expected = context.logits(0)
+        assert context.restore(1, state)
+        context.decode([Entry(TOKENS[-1], 40, 1, True)])
+        np.testing.assert_array_equal(context.logits(0), expected)
+
+
+def test_a_state_of_another_size_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with Model(tiny) as model, Context(model, context_tokens=256, threads=1) as context:
+        prefilled(context, TOKENS)
+        state = context.state(0)
+        assert not context.restore(0, state[: len(state) // 2])
+        prefilled(context, TOKENS)  # nothing of it is left in the way
+
+
+def test_a_shift_drops_the_middle(tiny: Path) -> None:
+    with Model(tiny) as model, Context(model, context_tokens=256, threads=1) as context:
+        prefilled(context, TOKENS)
+        assert context.shift(0, 4, 24)
+        assert context.decode([Entry(TOKENS[-1], len(TOKENS) - 20, 0, True)])
+        with pytest.raises(ModelError):
+            context.decode([Entry(TOKENS[-1], len(TOKENS), 0, True)])  # no longer where the sequence ends
+
+
+def test_an_interrupted_batch_can_be_repeated(tiny: Path) -> None:
+    with Model(tiny) as model, Context(model, context_tokens=256, threads=1) as context:
+        expected = prefilled(context, TOKENS)
+        context.forget(0)
+        context.interrupt()
+        entries = [Entry(t, i, 0, i == 40) for i, t in enumerate(TOKENS)]
+        assert not context.decode(entries)
+        context.forget(0)
+        assert not context.decode(entries)  # until it is taken back
+        context.forget(0)
+        context.resume()
+        np.testing.assert_array_equal(prefilled(context, TOKENS), expected)
+
+
+@pytest.mark.real_model
+def test_a_quantised_cache_is_close(model_path: Path) -> None:
+    with Model(model_path) as model:
+        found = []
+        for kv_type in ("f16", "q8_0"):
+            with Context(model, context_tokens=256, threads=1, kv_type=kv_type) as context:
+                found.append(prefilled(context, TOKENS))
+        assert 0 < np.abs(found[0] - found[1]).max() < 0.1 * np.abs(found[0]).max()
+
+
+def test_facts(tiny: Path) -> None:
+    with Model(tiny) as model:
+        facts = model.facts()
+    assert (facts.architecture, facts.n_embd, facts.n_vocab) == ("llama", 64, model.n_vocab)
+    assert facts.metadata["general.architecture"] == "llama"
+    assert max(map(len, facts.metadata.values())) <= 1000
+
+
+@pytest.mark.real_model
+def test_facts_of_the_real_model(model_path: Path) -> None:
+    with Model(model_path) as model:
+        facts = model.facts()
+    assert (facts.parameters, facts.quantization, facts.n_ctx_train) == (134_515_008, "Q4_1", 8192)
+    assert facts.template is not None and "im_start" in facts.template
+
+
+def test_loading_reports_progress(tiny: Path) -> None:
+    shares: list[float] = []
+    with Model(tiny, progress=shares.append):
+        assert shares and shares == sorted(shares) and shares[-1] == 1.0

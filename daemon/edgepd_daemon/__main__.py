@@ -9,10 +9,10 @@ import sys
 import click
 
 from edgepd import config
+from edgepd.config import Settings
 from edgepd.errors import ConfigError, EdgepdError
 from edgepd_daemon import service
-
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+from edgepd_daemon.reload import LEVELS
 
 
 @click.command()
@@ -25,9 +25,12 @@ def main(overrides: tuple[str, ...], log_level: str | None) -> None:
         if log_level:
             given["log.level"] = log_level
         paths = config.paths()
-        settings = config.load(paths.config_file, overrides=given)
-        _start_logging(settings.log.level)
-        asyncio.run(service.run(settings, paths))
+
+        def load() -> Settings:
+            return config.load(paths.config_file, overrides=given)
+
+        _start_logging(load().log.level)
+        asyncio.run(service.run(load, paths))
     except EdgepdError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -41,8 +44,6 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _start_logging(level: str) -> None:
-    if level not in LEVELS:
-        raise ConfigError(f"log.level is '{level}', but must be one of {', '.join(LEVELS)}")
     logging.basicConfig(level=LEVELS[level], format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 

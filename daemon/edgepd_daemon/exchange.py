@@ -1,242 +1,299 @@
-"""One chat exchange: from messages to a stream of text, recorded in the profile on the way.
+"""One exchange: from a question to its answers, recorded in the profile on the way.
 
-The idea: `start` resolves the version, tokenises and submits; iterating yields the engine's events. The row is
-written when the first text arrives, before the client sees it, updated about once a second, and finished with the
-last event or when the client goes away. Invariants: an exchange ends in the profile exactly once; a profile that
-cannot be written never stops an answer, but the answer says so.
+The idea: `Exchanges.start` resolves the version, tokenises and submits one request for each of the `n` choices;
+iterating over `events` yields their text, tool calls and ends as they come. A row is written when the first text of
+a choice arrives, before the client sees it, saved about once a second, and finished with the last event or when the
+client goes away. The invariant: each choice ends in the profile exactly once.
 What this does not do: know the dialect of the client.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from edgepd.errors import EdgepdError, StoreError
-from edgepd_daemon.engine.loop import Engine
-from edgepd_daemon.engine.types import Event, Failed, Finished, Request, Sampling, Text, Timings, Version
+from edgepd_daemon.ask import NONE, Ask
+from edgepd_daemon.engine.engine import Engine
+from edgepd_daemon.engine.types import Event, Finished, Request, ScoredToken, Text, Timings, Version
 from edgepd_daemon.generations import Generations
+from edgepd_daemon.mailbox import Mailbox
+from edgepd_daemon.prompt import Prompt, about_tools, prepare
+from edgepd_daemon.recorder import Ending, Recorder
+from edgepd_daemon.tools.format import Parsed
+from edgepd_daemon.tools.types import ToolCall
 from edgepd_profiles import interactions
 from edgepd_profiles.interactions import Interaction
-from edgepd_profiles.store import Store
 
-log = logging.getLogger(__name__)
-
-UPDATE_SECONDS = 1.0  # how often a streaming answer is saved
+SAVE_SECONDS = 1.0  # how often a streaming answer is saved
 STATE_OF_REASON = {"stop": "done", "length": "done", "cancelled": "cancelled"}
+
+Observer = Callable[[Timings | None, str], None]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a client asks for, in no dialect."""
+class Piece:
+    """More of a choice: text to show, tool calls that are complete, and the scores of its tokens if asked for."""
 
-    model: str
-    messages: list[dict[str, str]]
-    max_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    store: bool = True
-    conversation: str | None = None
-    app: str = ""
-    reuse_cache: bool = True
+    choice: int
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
 
 
-class Recorder:
-    """Writes exchanges into the profile, and remembers when that last failed."""
+@dataclass(frozen=True)
+class End:
+    """The end of a choice: `stop`, `length`, `tool_calls` or `cancelled`."""
 
-    def __init__(self, store: Store, *, enabled: bool) -> None:
-        """With `enabled` false nothing is stored."""
-        self._store = store
-        self.enabled = enabled
-        self.problem: str | None = None
-
-    async def begin(self, interaction: Interaction) -> str | None:
-        """Store the row; return why that failed, None if it is on disk."""
-        try:
-            await _written(self._store.write(lambda c: interactions.begin(c, interaction)))
-        except StoreError as error:
-            return self._failed(error)
-        self.problem = None
-        return None
-
-    async def finish(self, exchange: Exchange, state: str) -> str | None:
-        """Store the end of the exchange; return why that failed."""
-        try:
-            await _written(self._finish(exchange, state))
-        except StoreError as error:
-            return self._failed(error)
-        return None
-
-    def finish_unattended(self, exchange: Exchange, state: str) -> None:
-        """Store the end of an exchange that nobody waits for any more."""
-        self._finish(exchange, state).add_done_callback(self._note)
-
-    def update(self, exchange: Exchange) -> None:
-        """Save the text so far, without waiting."""
-        text, tokens = exchange.text, exchange.completion_tokens
-        row = exchange.interaction.id
-        self._store.write(lambda c: interactions.update(c, row, text, tokens)).add_done_callback(self._note)
-
-    def _finish(self, exchange: Exchange, state: str) -> Future[None]:
-        text, timings, reason, row = exchange.text, exchange.timings, exchange.finish_reason, exchange.interaction.id
-        duration_ms = (time.monotonic() - exchange.started_at) * 1000
-        return self._store.write(
-            lambda c: interactions.finish(
-                c,
-                row,
-                text,
-                state,
-                reason,
-                prompt_tokens=exchange.interaction.prompt_tokens,
-                completion_tokens=timings.completion_tokens if timings else exchange.completion_tokens,
-                ttft_ms=timings.ttft_ms if timings else None,
-                duration_ms=duration_ms,
-            )
-        )
-
-    def _note(self, done: Future[None]) -> None:
-        error = done.exception()
-        if isinstance(error, EdgepdError):
-            self._failed(error)
-        elif error is not None:
-            log.error("an exchange could not be recorded", exc_info=error)
-
-    def _failed(self, error: EdgepdError) -> str:
-        self.problem = f"answers are not being stored: {error}"
-        log.error("%s", self.problem)
-        return self.problem
+    choice: int
+    reason: str
 
 
-class Exchange:
-    """A submitted question and the answer as far as it has come."""
+@dataclass
+class Choice:
+    """One answer as far as it has come. `raw` is what the model wrote, `content` what of it is not a tool call."""
 
-    def __init__(
-        self, engine: Engine, recorder: Recorder, ask: Ask, version: Version, model_id: str, prompt_tokens: int
-    ) -> None:
-        """Use `start`."""
-        self._engine = engine
-        self._recorder = recorder
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self.version = version
-        self.model_id = model_id
-        self.text = ""
-        self.completion_tokens = 0
-        self.timings: Timings | None = None
-        self.finish_reason: str | None = None
-        self.warnings: list[str] = []
-        self.stores = ask.store and recorder.enabled
-        self.logged = False
-        self.started_at = time.monotonic()
-        self.interaction = _new_interaction(ask, version, model_id, prompt_tokens)
-        self._request: Request | None = None
+    interaction: Interaction
+    prompt: Prompt
+    started_at: float
+    raw: str = ""
+    content: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
+    completion_tokens: int = 0
+    timings: Timings | None = None
+    finish_reason: str | None = None
+    stop: str | None = None  # the stop string that ended it
+    logged: bool = False
+    saved_at: float = 0.0
+    request: Request | None = None
 
-    @classmethod
-    async def start(cls, engine: Engine, generations: Generations, recorder: Recorder, ask: Ask) -> Exchange:
-        """Resolve, tokenise and submit. Raises EdgepdError if the request cannot be accepted."""
-        version = await asyncio.to_thread(generations.resolve, ask.model)
-        prompt = await asyncio.to_thread(engine.encode, version, ask.messages)
-        exchange = cls(engine, recorder, ask, version, generations.model_id(version), len(prompt))
-        exchange._request = Request(
-            prompt=prompt,
-            version=version,
-            max_tokens=ask.max_tokens,
-            emit=exchange._emitter(),
-            sampling=ask.sampling,
-            stop=ask.stop,
-            reuse_cache=ask.reuse_cache,
-        )
-        engine.submit(exchange._request)
-        return exchange
+    def __post_init__(self) -> None:
+        self._parser = self.prompt.parser()
 
     @property
     def interaction_id(self) -> str | None:
-        """The id under which feedback can be given, None if the exchange is not stored."""
+        """The id under which feedback can be given, None if the choice is not stored."""
         return self.interaction.id if self.logged else None
 
-    async def events(self) -> AsyncIterator[Text | Finished]:
-        """Yield the answer's events. Raises the EdgepdError with which the engine failed.
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
 
-        If the consumer stops early, the answer is cancelled and recorded as such.
+    def add(self, event: Text) -> Parsed:
+        """Take in more text and return what it means to the client."""
+        self.raw += event.text
+        self.completion_tokens += event.tokens
+        self.scored += event.scored
+        return self._noted(self._parser.feed(event.text) if self._parser else Parsed(event.text))
+
+    def end(self, event: Finished) -> Parsed:
+        """Take in the end and return what was held back until then."""
+        self.timings, self.stop = event.timings, event.stop
+        self.completion_tokens = event.timings.completion_tokens
+        rest = self._noted(self._parser.finish() if self._parser else Parsed(""))
+        self.finish_reason = "tool_calls" if self.calls and event.reason == "stop" else event.reason
+        return rest
+
+    def ending(self, state: str) -> Ending:
+        """Return what the profile stores about the end."""
+        return Ending(
+            text=self.raw,
+            state=state,
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.prompt.tokens),
+            completion_tokens=self.completion_tokens,
+            ttft_ms=self.timings.ttft_ms if self.timings else None,
+            duration_ms=(time.monotonic() - self.started_at) * 1000,
+        )
+
+    def _noted(self, parsed: Parsed) -> Parsed:
+        self.content += parsed.text
+        self.calls += parsed.calls
+        return parsed
+
+
+class Exchanges:
+    """Starts exchanges with the parts that they need."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        generations: Generations,
+        recorder: Recorder,
+        observe: Observer = lambda _timings, _why: None,
+    ) -> None:
+        """`observe` is told the timings and the reason of each choice that ended."""
+        self._engine = engine
+        self._generations = generations
+        self._recorder = recorder
+        self._observe = observe
+
+    async def start(self, ask: Ask) -> Exchange:
+        """Resolve, tokenise and submit. Raises EdgepdError if the question cannot be accepted."""
+        version = await asyncio.to_thread(self._generations.resolve, ask.model)
+        prompt = await asyncio.to_thread(prepare, self._engine, version, ask)
+        model_id = self._generations.model_id(version)
+        exchange = Exchange(self._engine, self._recorder, self._observe, ask, version, model_id, prompt)
+        exchange.submit()
+        return exchange
+
+
+class Exchange:
+    """A submitted question and its answers as far as they have come."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        recorder: Recorder,
+        observe: Observer,
+        ask: Ask,
+        version: Version,
+        model_id: str,
+        prompt: Prompt,
+    ) -> None:
+        """Use `Exchanges.start`."""
+        self._engine = engine
+        self._recorder = recorder
+        self._observe = observe
+        self._ask = ask
+        self._mailbox: Mailbox[tuple[int, Event]] = Mailbox()
+        self.version = version
+        self.prompt = prompt
+        self.model_id = model_id
+        self.created_at = time.time()
+        self.warnings: list[str] = []
+        self.choices: list[Choice] = []
+
+    def submit(self) -> None:
+        """Hand one request for each choice to the engine: all of them or, if one is refused, none."""
+        started = time.monotonic()
+        self.choices = [Choice(self._interaction(), self.prompt, started) for _ in range(self._ask.n)]
+        for index, choice in enumerate(self.choices):
+            choice.request = self._request(index)
+        self._engine.submit([c.request for c in self.choices if c.request])
+
+    async def events(self) -> AsyncGenerator[Piece | End, None]:
+        """Yield what comes of the choices. Raises the EdgepdError with which the engine failed.
+
+        If the consumer stops early, the choices that have not ended are cancelled and recorded as such.
         """
-        ended = False
-        saved_at = time.monotonic()
         try:
-            while not ended:
-                event = await self._events.get()
-                if not self.logged and self.stores and not self.warnings:
-                    await self._begin()
-                if isinstance(event, Text):
-                    self.text += event.text
-                    self.completion_tokens += 1
-                    if self.logged and time.monotonic() - saved_at > UPDATE_SECONDS:
-                        self._recorder.update(self)
-                        saved_at = time.monotonic()
-                else:
-                    ended = True
-                    await self._end(event)
-                if isinstance(event, Failed):
-                    raise event.error
-                yield event
+            while not all(c.ended for c in self.choices):
+                for index, event in _merged(await self._mailbox.take()):
+                    async for shown in self._taken(index, event):
+                        yield shown
         finally:
-            if not ended:
-                self._abandon()
-
-    def _emitter(self) -> Callable[[Event], None]:
-        loop = asyncio.get_running_loop()
-
-        def emit(event: Event) -> None:
-            # When the loop is gone, so is everyone who could have read the event.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-        return emit
-
-    async def _begin(self) -> None:
-        self.logged = True  # already, because the row is there even if the client goes while it is written
-        problem = await self._recorder.begin(self.interaction)
-        self.logged = problem is None
-        if problem:
-            self.warnings.append(problem)
-
-    async def _end(self, event: Finished | Failed) -> None:
-        if isinstance(event, Finished):
-            self.timings, self.finish_reason = event.timings, event.reason
-        state = "failed" if isinstance(event, Failed) else STATE_OF_REASON[event.reason]
-        problem = await self._recorder.finish(self, state) if self.logged else None
-        if problem:
-            self.warnings.append(problem)
+            self._abandon()
 
     def cancel(self) -> None:
         """Stop computing; what there is by now is the answer, recorded as cancelled."""
-        if self._request is not None:
-            self._engine.cancel(self._request)
+        for choice in self.choices:
+            if choice.request is not None and not choice.ended:
+                self._engine.cancel(choice.request)
+
+    async def _taken(self, index: int, event: Event) -> AsyncIterator[Piece | End]:
+        choice = self.choices[index]
+        if not choice.logged and self._ask.store and self._recorder.enabled and not self.warnings:
+            await self._begin(choice)
+        if isinstance(event, Text):
+            parsed = choice.add(event)
+            self._save(choice)
+        elif isinstance(event, Finished):
+            parsed = choice.end(event)
+            self._observe(event.timings, event.reason)
+            await self._finish(choice, STATE_OF_REASON[event.reason])
+        else:
+            choice.finish_reason = "failed"
+            self._observe(None, "failed")
+            await self._finish(choice, "failed")
+            raise event.error
+        scored = event.scored if isinstance(event, Text) else ()
+        if parsed.text or parsed.calls or scored:
+            yield Piece(index, parsed.text, parsed.calls, scored)
+        if choice.finish_reason is not None:
+            yield End(index, choice.finish_reason)
+
+    def _save(self, choice: Choice) -> None:
+        now = time.monotonic()
+        if choice.logged and now - max(choice.saved_at, choice.started_at) > SAVE_SECONDS:
+            self._recorder.update(choice.interaction.id, choice.raw, choice.completion_tokens)
+            choice.saved_at = now
+
+    async def _begin(self, choice: Choice) -> None:
+        choice.logged = True  # already, because the row is there even if the client goes while it is written
+        problem = await self._recorder.begin(choice.interaction)
+        choice.logged = problem is None
+        if problem:
+            self.warnings.append(problem)
+
+    async def _finish(self, choice: Choice, state: str) -> None:
+        if choice.logged and (problem := await self._recorder.finish(choice.interaction.id, choice.ending(state))):
+            self.warnings.append(problem)
 
     def _abandon(self) -> None:
-        """The client has gone: stop computing, and keep what there is."""
+        """Stop what has not ended, because the client has gone or a choice has failed, and keep what there is."""
         self.cancel()
-        self.finish_reason = "cancelled"
-        if self.logged:
-            self._recorder.finish_unattended(self, "cancelled")
+        for choice in self.choices:
+            if not choice.ended:
+                choice.finish_reason = "cancelled"
+                if choice.logged:
+                    self._recorder.finish_unattended(choice.interaction.id, choice.ending("cancelled"))
+
+    def _request(self, index: int) -> Request:
+        ask = self._ask
+        return Request(
+            prompt=self.prompt.tokens,
+            version=self.version,
+            max_tokens=ask.max_tokens,
+            emit=lambda event: self._mailbox.put((index, event)),
+            sampling=ask.sampling,
+            stop=ask.stop,
+            ignore_end=ask.ignore_end,
+            reuse_cache=ask.reuse_cache,
+            grammar=self.prompt.grammar,
+            markers=self.prompt.markers,
+            logprobs=ask.logprobs,
+            shift=ask.overflow == "shift",
+            client=ask.client or ask.app,
+            keep_alive=ask.keep_alive,
+            persist=ask.store and self._recorder.enabled,
+        )
+
+    def _interaction(self) -> Interaction:
+        row = interactions.new_id()
+        return Interaction(
+            id=row,
+            conversation=self._ask.conversation or row,
+            created_at=self.created_at,
+            app=self._ask.app,
+            model=self.model_id,
+            generation=self.version.generation,
+            kind=_kind(self._ask),
+            messages=self._ask.messages or [{"role": "prompt", "content": self.prompt.text}],
+            prompt_tokens=len(self.prompt.tokens),
+        )
 
 
-async def _written(write: Future[None]) -> None:
-    """Wait for a write. Whoever stops waiting, a client that hangs up for example, does not take it back."""
-    await asyncio.shield(asyncio.wrap_future(write))
+def _kind(ask: Ask) -> str:
+    """Return what the profile calls this kind of exchange; only plain chats can be learned from."""
+    if not ask.messages:
+        return "completion"
+    return "tools" if about_tools(ask.messages) or (ask.tools and ask.tool_choice != NONE) else "chat"
 
 
-def _new_interaction(ask: Ask, version: Version, model_id: str, prompt_tokens: int) -> Interaction:
-    row = interactions.new_id()
-    return Interaction(
-        id=row,
-        conversation=ask.conversation or row,
-        created_at=time.time(),
-        app=ask.app,
-        model=model_id,
-        generation=version.generation,
-        messages=ask.messages,
-        prompt_tokens=prompt_tokens,
-    )
+def _merged(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """Join successive texts of one choice, so that a reader that lags behind catches up in one piece."""
+    merged: list[tuple[int, Event]] = []
+    for index, event in events:
+        last: Any = merged[-1] if merged else None
+        if last and last[0] == index and isinstance(last[1], Text) and isinstance(event, Text):
+            before = last[1]
+            joined = Text(before.text + event.text, before.tokens + event.tokens, before.scored + event.scored)
+            merged[-1] = (index, joined)
+        else:
+            merged.append((index, event))
+    return merged

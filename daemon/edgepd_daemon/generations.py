@@ -9,7 +9,6 @@ What this does not do: train, or decide whether a candidate deserves to be activ
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import threading
@@ -17,16 +16,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepd.errors import AdapterError, ConflictError, EdgepdError, ModelError, NotFoundError
-from edgepd_daemon.engine.loop import Engine
+from edgepd.errors import ConflictError, EdgepdError, ModelError, NotFoundError
+from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.types import Version
 from edgepd_profiles import registry
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
-from edgepd_quant.adapter_file import check_adapter
-from edgepd_quant.reader import GGUFFile
 
 log = logging.getLogger(__name__)
+
+Signature = tuple[int, int, int] | None  # inode, size and time of change; None for a file that is not there
+
+SERVABLE = ("active", "retired")  # states of generations that are offered to clients
 
 _NUMBERED = re.compile(r"(?P<model>.+)@(?P<generation>[0-9]{1,9})")
 
@@ -60,24 +61,15 @@ class Generations:
         self._engine = engine
         self._switching = threading.Lock()
         self._current: Version | None = None
+        self._checked: dict[Path, Signature] = {}  # files that were found unchanged, as they were then
         self.problem: str | None = None  # why the active generation could not be loaded at start
 
     def boot(self) -> None:
-        """Load the active generation, or the base if that is not possible. Raises ModelError if neither is."""
+        """Find the active generation. Its files are checked and loaded when it is first needed."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_leftovers()
-        base = self._store.write(lambda conn: registry.ensure_base(conn, self.base.sha256)).result()
-        generation = self.active()
-        try:
-            version = self.prepare(generation)
-        except EdgepdError as error:
-            if generation.kind == "base":
-                raise
-            self.problem = f"generation {generation.id} cannot be served, the base serves instead: {error}"
-            log.error("%s", self.problem)
-            version = self.prepare(base)
-        self._engine.keep(version)
-        self._current = version
+        self._store.write(lambda conn: registry.ensure_base(conn, self.base.sha256)).result()
+        self._current = self._version(self.active())
 
     @property
     def current(self) -> Version:
@@ -104,23 +96,53 @@ class Generations:
             raise NotFoundError(f"generation {generation_id} belongs to another base model than {self.base.name}")
         return generation
 
-    def resolve(self, model: str) -> Version:
-        """Turn the `model` of a request into a prepared version.
+    def named(self, model: str) -> Generation:
+        """Return the generation that the `model` of a request means, without loading anything.
 
         Known are `default` and the base's name (the active generation), `base`, and `NAME@GENERATION`.
-        Raises NotFoundError, or what preparing raises.
+        Raises NotFoundError.
         """
         if model in ("", "default", self.base.name):
-            return self.current
+            return self.active()
         if model == "base":
-            return self.prepare(self._base_generation())
+            return self._base_generation()
         numbered = _NUMBERED.fullmatch(model)
         if numbered is None or numbered["model"] not in ("default", self.base.name):
             raise NotFoundError(
                 f"model '{model}' is not known; use 'default', 'base', '{self.base.name}' or "
                 f"'{self.base.name}@GENERATION'"
             )
-        return self.prepare(self.get(int(numbered["generation"])))
+        return self.get(int(numbered["generation"]))
+
+    def names(self) -> list[tuple[str, Generation]]:
+        """Return every name that a request may use and what it means; those that learn, the base, each by number."""
+        servable = [g for g in self.listing() if g.state in SERVABLE]
+        named = [("default", self.active()), ("base", self._base_generation())]
+        return named + [(f"{self.base.name}@{g.id}", g) for g in servable]
+
+    def resolve(self, model: str) -> Version:
+        """Turn the `model` of a request into a version that is loaded. Raises NotFoundError, or what loading raises."""
+        if model in ("", "default", self.base.name):
+            return self.loaded()
+        return self.prepare(self.named(model))
+
+    def loaded(self) -> Version:
+        """Return the active version, loaded, or the base if that cannot be. Raises ModelError if neither can."""
+        if self._engine.is_prepared(self.current):
+            return self.current
+        with self._switching:
+            generation = self.get(self.current.generation)
+            try:
+                version = self.prepare(generation)
+            except EdgepdError as error:
+                if generation.kind == "base":
+                    raise
+                self.problem = f"generation {generation.id} cannot be served, the base serves instead: {error}"
+                log.error("%s", self.problem)
+                version = self.prepare(self._base_generation())
+            self._engine.keep(version)
+            self._current = version
+        return version
 
     def prepare(self, generation: Generation) -> Version:
         """Check a generation's files and load them into the engine. Raises AdapterError or ModelError."""
@@ -128,7 +150,13 @@ class Generations:
             raise ConflictError(f"generation {generation.id} is {generation.state} and cannot serve")
         version = self._version(generation)
         if not self._engine.is_prepared(version):
-            self._check(generation, version)
+            files = [f for f in (version.model, version.adapter) if f]
+            if any(f not in self._checked or self._checked[f] != _signature(f) for f in files):
+                # Loads numpy, 12 MB that a daemon whom nobody has asked anything does without.
+                from edgepd_daemon.generation_files import check_files  # noqa: PLC0415
+
+                check_files(generation, version, self.model_sha256(generation))
+                self._checked |= {f: _signature(f) for f in files}
             self._engine.prepare(version)
         return version
 
@@ -190,21 +218,15 @@ class Generations:
 
     def _version(self, generation: Generation) -> Version:
         adapter = self.directory / generation.adapter_file if generation.adapter_file else None
-        return Version(generation.id, self.model_path(generation), adapter)
+        contents = [self.model_sha256(generation)]
+        if adapter is not None:
+            contents.append(str(generation.file_sha256))
+        return Version(generation.id, self.model_path(generation), adapter, fingerprint="+".join(contents))
 
-    def _check(self, generation: Generation, version: Version) -> None:
-        """Refuse files that are missing, changed or made for another base, before llama.cpp opens them."""
-        model_sha256 = self.model_sha256(generation)
-        with GGUFFile.open(version.model) as model:
-            if generation.model_file and (found := model.sha256()) != model_sha256:
-                raise ModelError(f"{version.model} has changed since it was baked: SHA-256 is {found[:12]}…")
-            if version.adapter is None:
-                return
-            check_adapter(version.adapter, model, model_sha256)
-        with version.adapter.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != generation.file_sha256:
-            raise AdapterError(
-                f"{version.adapter} has changed since it was written: SHA-256 is {found[:12]}…, "
-                f"expected {str(generation.file_sha256)[:12]}…; go to another generation with `edgepd adapters use`"
-            )
+
+def _signature(path: Path) -> Signature:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

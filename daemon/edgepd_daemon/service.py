@@ -1,61 +1,92 @@
 """The boot of the daemon, in the order in which its parts start, and its end.
 
 The idea: `run` reads as a list; each part is entered on an exit stack, so whatever happens every part that was
-started is stopped, the last one first. The invariant: the socket exists only while requests can be answered.
-What this does not do: fork, write a pid file, or restart itself.
+started is stopped, the last one first. The model is not among the parts: it is loaded by the first request, or
+after the boot if serve.preload says so. The invariant: the socket exists only while requests can be answered.
+What this does not do: fork, write a pid file, or restart itself; a daemon whose engine has died ends with an error,
+so that the service manager starts another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
+import mmap
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-
-import uvicorn
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
 
 from edgepd.config import Paths, Settings
+from edgepd.errors import EdgepdError, FormatError
 from edgepd.models import Catalog
+from edgepd_daemon import listener
 from edgepd_daemon.api.app import create_app
-from edgepd_daemon.cores import physical_cores
-from edgepd_daemon.engine.loop import Engine
-from edgepd_daemon.exchange import Recorder
+from edgepd_daemon.engine.engine import Engine
+from edgepd_daemon.engine.saved import SavedStates
+from edgepd_daemon.engine.types import EngineSizes
+from edgepd_daemon.exchange import Exchanges
 from edgepd_daemon.generations import Base, Generations
-from edgepd_daemon.listener import hold_lock, listening
+from edgepd_daemon.metrics import Metrics
+from edgepd_daemon.notify import Notifier
+from edgepd_daemon.protocol import Config
+from edgepd_daemon.recorder import Recorder
+from edgepd_daemon.reload import engine_threads, keep_alive_seconds, reload
+from edgepd_daemon.renderer import Renderer
+from edgepd_daemon.server import Server
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import interactions, runs
 from edgepd_profiles.store import Store
-from edgepd_quant.reader import GGUFFile
+from edgepd_quant.header import parse_header
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 2  # what answers that were cut off then get to be recorded
 DRAIN_SECONDS = 10  # what running answers get to finish when the daemon is told to stop
+WATCH_SECONDS = 2.0  # how often the engine is looked after
+MAX_SIGNS_PER_WATCHDOG = 4  # signs of life in the time after which the service manager loses patience
 
 
-async def run(settings: Settings, paths: Paths) -> None:
-    """Serve until SIGTERM or SIGINT. Raises EdgepdError if a part cannot start."""
+async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
+    """Serve until SIGTERM or SIGINT. Raises EdgepdError if a part cannot start, or the engine dies."""
     os.umask(0o077)
+    notifier = Notifier.from_environment(os.environ)
+    settings = load_settings()
     async with AsyncExitStack() as stack:
-        stack.enter_context(hold_lock(paths.lock))
-        base = find_base(settings, paths)
+        stack.enter_context(listener.hold_lock(paths.lock))
+        base = await asyncio.to_thread(find_base, settings, paths)
         store = stack.enter_context(Store.open(paths.profile))
         close_what_was_interrupted(store)
-        engine = stack.enter_context(start_engine(settings))
+        renderer = stack.enter_context(closing(Renderer()))
+        engine = stack.enter_context(start_engine(settings, paths, renderer))
         generations = Generations(store, engine, base, paths.generations_dir)
         await asyncio.to_thread(generations.boot)
         trainer = await stack.enter_async_context(start_trainer(store, generations, settings, paths))
         recorder = Recorder(store, enabled=settings.log.interactions)
-        services = Services(settings, paths, store, engine, generations, recorder, trainer)
-        listener = stack.enter_context(listening(paths.socket))
-        log.info("ready: %s, generation %d, on %s", base.name, generations.current.generation, paths.socket)
-        await serve(services, listener)
+        metrics = Metrics()
+        services = Services(
+            settings=settings,
+            paths=paths,
+            store=store,
+            engine=engine,
+            generations=generations,
+            recorder=recorder,
+            trainer=trainer,
+            exchanges=Exchanges(engine, generations, recorder, metrics.exchange_ended),
+            load_settings=load_settings,
+            metrics=metrics,
+            token=listener.token(paths.token) if settings.serve.tcp_port else None,
+        )
+        sockets = stack.enter_context(listener.open_sockets(paths.socket, settings.serve.tcp_port, os.environ))
+        await serve(services, sockets, notifier)
         log.info("stopping")
+        if not engine.alive:
+            raise EdgepdError("the engine has died; the log says why; start the daemon again")
 
 
 def find_base(settings: Settings, paths: Paths) -> Base:
@@ -63,8 +94,17 @@ def find_base(settings: Settings, paths: Paths) -> Base:
     catalog = Catalog(paths.models_dir)
     name = settings.serve.model
     installed = catalog.selected() if name == "default" else catalog.find(name)
-    with GGUFFile.open(installed.path):
-        return Base(installed.name, installed.path, installed.sha256)
+    check_header(installed.path)
+    return Base(installed.name, installed.path, installed.sha256)
+
+
+def check_header(path: Path) -> None:
+    """Raise FormatError for what is no model file. Not with GGUFFile, whose numpy costs 12 MB."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            parse_header(path, mapped)
+    except (OSError, ValueError) as error:
+        raise FormatError(path, 0, f"cannot be read: {error}") from error
 
 
 def close_what_was_interrupted(store: Store) -> None:
@@ -76,14 +116,24 @@ def close_what_was_interrupted(store: Store) -> None:
 
 
 @contextlib.contextmanager
-def start_engine(settings: Settings) -> Iterator[Engine]:
-    """Start the engine thread; stop it at the end."""
+def start_engine(settings: Settings, paths: Paths, renderer: Renderer) -> Iterator[Engine]:
+    """Start the engine thread, without a model; stop it at the end."""
+    serve = settings.serve
+    sizes = EngineSizes(
+        slots=serve.slots,
+        context_tokens=serve.context_tokens,
+        batch_tokens=serve.batch_tokens,
+        threads=engine_threads(settings),
+        kv_type=serve.kv_type,
+        adapt_threads=serve.adapt_threads,
+    )
+    build = importlib.metadata.version("llama-cpp-python")
     engine = Engine(
-        slots=settings.serve.slots,
-        context_tokens=settings.serve.context_tokens,
-        batch_tokens=settings.serve.batch_tokens,
-        threads=settings.serve.threads or physical_cores(),
-        max_queue=settings.serve.max_queue,
+        sizes,
+        max_queue=serve.max_queue,
+        make_template=lambda source, bos, eos: renderer.template(source, bos=bos, eos=eos),
+        keep_alive=keep_alive_seconds(settings),
+        saved=SavedStates(paths.states_dir, serve.saved_state_mb * 2**20, sizes, build),
     )
     engine.start()
     try:
@@ -104,32 +154,77 @@ async def start_trainer(
         await trainer.stop()
 
 
-async def serve(services: Services, listener: socket.socket) -> None:
-    """Answer requests until a signal says stop, then let the running ones finish."""
-    config = uvicorn.Config(
-        create_app(services),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    server = _Server(config)
+async def serve(services: Services, sockets: list[socket.socket], notifier: Notifier) -> None:
+    """Answer requests until a signal says stop or the engine dies, then let the running ones finish."""
+
+    def started() -> None:
+        notifier.ready()
+        log.info("ready: %s, generation %d", services.generations.base.name, services.generations.current.generation)
+
+    def stop() -> None:
+        services.draining = True
+        notifier.stopping()
+        server.stop()
+
+    def hang_up() -> None:
+        reloads.add(task := asyncio.ensure_future(reload_on_signal(services, notifier)))
+        task.add_done_callback(reloads.discard)
+
+    app = create_app(services)
+    server = Server(Config(app, lambda: services.settings.serve, DRAIN_SECONDS), started)
+    reloads: set[asyncio.Future[None]] = set()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop_soon)
-    await server.serve(sockets=[listener])
-    # uvicorn cancels what is left after that time, but does not wait for the ends, which are still to be recorded.
-    if left := list(server.server_state.tasks):
-        await asyncio.wait(left, timeout=END_SECONDS)
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(beside(watch(services, notifier, stop)))
+        if services.settings.serve.preload:
+            await stack.enter_async_context(beside(preload(services)))
+        await server.serve(sockets=sockets)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process before the other parts are stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+@asynccontextmanager
+async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run `work` as a task for as long as the block runs."""
+    task = asyncio.create_task(work)
+    try:
         yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
-    def stop_soon(self) -> None:
-        """Stop accepting and end when the running requests have."""
-        self.should_exit = True
+
+async def preload(services: Services) -> None:
+    """Load the active generation. A failure is a problem to report, not a reason to end: requests get it told too."""
+    try:
+        await asyncio.to_thread(services.generations.resolve, "default")
+    except EdgepdError as error:
+        services.preload_problem = f"the model could not be loaded at start: {error}"
+        log.error("%s", services.preload_problem)
+
+
+async def watch(services: Services, notifier: Notifier, stop: Callable[[], None]) -> None:
+    """Give the service manager signs of life while the engine turns; stop the daemon if it has died."""
+    patience = notifier.watchdog_s
+    pause = min(WATCH_SECONDS, patience / MAX_SIGNS_PER_WATCHDOG) if patience else WATCH_SECONDS
+    while services.engine.alive:
+        if patience and time.monotonic() - services.engine.beat() < patience:
+            notifier.watchdog()
+        status = services.engine.status()
+        notifier.status(
+            f"{services.generations.base.name} {status.state}, {status.active} running, {status.queued} waiting"
+        )
+        await asyncio.sleep(pause)
+    log.critical("the engine has died; the daemon ends, because it cannot answer any more")
+    stop()
+
+
+async def reload_on_signal(services: Services, notifier: Notifier) -> None:
+    """Read the settings again. What is wrong with them is logged, and nothing changes."""
+    notifier.reloading()
+    try:
+        await asyncio.to_thread(reload, services)
+    except EdgepdError as error:
+        log.error("the settings were not reloaded, the old ones stay in effect: %s", error)
+    notifier.ready()

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgepd.config import Paths, Settings
-from edgepd_daemon.engine.loop import Engine
-from edgepd_daemon.exchange import Recorder
+from edgepd_daemon.engine.engine import Engine
+from edgepd_daemon.exchange import Exchanges
 from edgepd_daemon.generations import Generations
+from edgepd_daemon.metrics import Metrics
+from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
-    """The parts, in the order in which they start."""
+    """The parts. They stay the same; what changes while the daemon runs stands last, except for `settings`.
+
+    `settings` are those in effect: a reload replaces them as a whole, so whoever needs several reads them once.
+    `load_settings` reads them again from where they came from. `token` is what clients of the TCP port must know.
+    """
 
     settings: Settings
     paths: Paths
@@ -24,4 +31,19 @@ class Services:
     generations: Generations
     recorder: Recorder
     trainer: Trainer
+    exchanges: Exchanges
+    load_settings: Callable[[], Settings]
+    metrics: Metrics = field(default_factory=Metrics)
+    token: str | None = None
     started_at: float = field(default_factory=time.monotonic)
+    draining: bool = False
+    needs_restart: tuple[str, ...] = ()  # settings that have changed since the start and wait for the next one
+    preload_problem: str | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, in sentences for the user."""
+        waiting = ", ".join(self.needs_restart)
+        restart = f"changed in the settings, but not in effect until the daemon is restarted: {waiting}"
+        found = (self.generations.problem, self.recorder.problem, self.preload_problem, waiting and restart)
+        return [problem for problem in found if problem]

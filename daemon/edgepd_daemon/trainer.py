@@ -57,7 +57,7 @@ class Trainer:
         """Checkpoints go below `runs_dir`."""
         self._store = store
         self._generations = generations
-        self._settings = settings
+        self.settings = settings  # read at the start of each run; a reload replaces them
         self._runs_dir = runs_dir
         self._running: _Running | None = None
         self._starting = asyncio.Lock()
@@ -119,7 +119,7 @@ class Trainer:
 
     def _choose_examples(self, kind: JobKind) -> tuple[list[Example], list[Example]]:
         """Return what to train on and what to hold out. Raises TrainingError if that is too little."""
-        train = self._settings.train
+        train = self.settings.train
         with self._store.read() as conn:
             found = example_rows.training_examples(conn, train.accepted_weight)
         limit = train.live_examples if kind == "live" else train.baked_examples
@@ -133,7 +133,7 @@ class Trainer:
         return learn, held_out
 
     def _job(self, run: Run, parent: Generation, train: Sequence[Example], held_out: Sequence[Example]) -> Job:
-        generations, settings = self._generations, self._settings
+        generations, settings = self._generations, self.settings
         live = run.kind == "live"
         base = generations.model_path(parent) if live else generations.base.path
         adapter = generations.directory / parent.adapter_file if parent.adapter_file else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgepd.errors import TrainingError
-from edgepd.template import Message
+from edgepd.messages import Message
 
 
 class Format(Protocol):

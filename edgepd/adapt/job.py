@@ -23,7 +23,7 @@ class JobExample:
     """One exchange: the messages before the answer, and the answer that the user wants."""
 
     id: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     response: str
     weight: float = 1.0
 

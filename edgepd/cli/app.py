@@ -17,6 +17,7 @@ import edgepd
 from edgepd.cli.adapters import adapters
 from edgepd.cli.ask import ask
 from edgepd.cli.chat import chat
+from edgepd.cli.config import config
 from edgepd.cli.daemon import daemon
 from edgepd.cli.demo import demo
 from edgepd.cli.feedback import bad, fix, good, undo
@@ -68,5 +69,5 @@ def main() -> None:
     """
 
 
-for command in (demo, chat, ask, good, bad, fix, undo, train, status, adapters, model, daemon):
+for command in (demo, chat, ask, good, bad, fix, undo, train, status, adapters, model, config, daemon):
     main.add_command(command)

@@ -9,7 +9,12 @@ from edgepd.cli.output import connect, json_option, stdin_is_terminal
 from edgepd.cli.repl import Repl
 from edgepd.cli.screen import JsonScreen, Screen, TextScreen
 from edgepd.client import Client
+from edgepd.errors import BusyError
 
+ENDING = {
+    "failed": "the daemon's engine has failed and its log says why; start it again with: edgepd daemon run",
+    "draining": "the daemon is stopping and takes no more questions; start it again with: edgepd daemon run",
+}
 RESUME_LIMIT = 100  # newest interactions in which a conversation to go on with is looked for
 
 
@@ -32,7 +37,7 @@ def chat(
     conversation = Conversation(model, system, temperature, max_tokens)
     screen: Screen = JsonScreen() if as_json else TextScreen()
     with connect() as client:
-        served = client.health()["model"]  # finds out before the first question whether the daemon runs
+        served = _served(client)
         if conversation_id is not None:
             conversation.id = conversation_id
             _resume(client, conversation)
@@ -40,6 +45,14 @@ def chat(
         if stdin_is_terminal():
             screen.notice(f"{served}; /help lists the commands")
         Repl(client, conversation, screen).run()
+
+
+def _served(client: Client) -> str:
+    """Return the model that is served. Raises BusyError before the first question rather than after it."""
+    health = client.health()
+    if health["status"] in ENDING:
+        raise BusyError(ENDING[health["status"]])
+    return str(health["model"])
 
 
 def _resume(client: Client, conversation: Conversation) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepd.client import Json
+from edgepd.errors import RequestError
 
 Message = dict[str, str]
 
@@ -71,11 +72,18 @@ class Conversation:
         return self.request(last.question, self.turns[:-1]) | {"model": "base", "store": False}
 
     def resume(self, interaction: Json) -> None:
-        """Take over the history that ends with `interaction`, which carries its feedback."""
+        """Take over the history that ends with `interaction`, which carries its feedback.
+
+        Raises RequestError for one that other programs made and that is more than questions and answers.
+        """
         messages = list(interaction["messages"])
         if messages and messages[0]["role"] == "system":
             system = messages.pop(0)["content"]
             self.system = system if self.system is None else self.system
+        if [message["role"] for message in messages] != _alternating(len(messages)):
+            raise RequestError(
+                f"conversation '{self.id}' is not just questions and answers, so it cannot be gone on with here"
+            )
         # Pairs of question and answer, then the last question, whose answer is the interaction's response.
         for asked, answered in zip(messages[:-1:2], messages[1::2], strict=True):
             self.turns.append(Turn(asked["content"], answered["content"]))
@@ -89,6 +97,11 @@ class Conversation:
             messages.append({"role": "user", "content": turn.question})
             messages.append({"role": "assistant", "content": turn.answer})
         return messages
+
+
+def _alternating(count: int) -> list[str]:
+    """Return the roles of so many messages, of which the first and the last are the user's."""
+    return ["user", *["assistant", "user"] * (count // 2)]
 
 
 def as_json(turn: Turn) -> dict[str, Any]:

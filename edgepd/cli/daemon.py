@@ -1,4 +1,4 @@
-"""`edgepd daemon`: start the service in the foreground, and stop it."""
+"""`edgepd daemon`: start the service in the foreground, let it read its settings again, and stop it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import click
 
 from edgepd.cli.output import connect, json_option, show
+from edgepd.client import Json
 from edgepd.errors import DaemonNotRunningError, EdgepdError
 
 STOP_TIMEOUT_S = 30.0
@@ -18,7 +19,7 @@ POLL_S = 0.05
 
 @click.group()
 def daemon() -> None:
-    """Run or stop the background service."""
+    """Run, adjust or stop the background service."""
 
 
 @daemon.command()
@@ -30,6 +31,27 @@ def run(overrides: tuple[str, ...], log_level: str | None) -> None:
     options += ["--log-level", log_level] if log_level else []
     # -P: a json.py in the current directory must not be taken for the standard one.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "edgepd_daemon", *options])  # noqa: S606 (no shell)
+
+
+@daemon.command()
+@json_option
+def reload(as_json: bool) -> None:
+    """Let the running daemon read its settings again, as SIGHUP does.
+
+    What can change while it runs is applied at once, and the rest is named. Settings that make no sense change
+    nothing. The daemon keeps the options and the environment that it was started with.
+    """
+    with connect() as client:
+        done = client.reload()
+    show(done, _reloaded(done), as_json)
+
+
+def _reloaded(done: Json) -> str:
+    if not done["applied"] and not done["needs_restart"]:
+        return "nothing has changed"
+    lines = [f"applied: {', '.join(done['applied'])}"] if done["applied"] else []
+    lines += [f"needs a restart: {', '.join(done['needs_restart'])}"] if done["needs_restart"] else []
+    return "\n".join(lines)
 
 
 @daemon.command()

@@ -29,9 +29,9 @@ from rich.table import Table
 
 from edgepd.cli.demo_script import CLOSING, LESSONS, LONG_REQUEST, OPENING, UNSEEN, has_style, opens_in_style
 from edgepd.cli.output import json_option
-from edgepd.client import Client, Json
+from edgepd.client import NOT_SERVING, Client, Json
 from edgepd.config import Paths, paths
-from edgepd.errors import DaemonNotRunningError, EdgepdError
+from edgepd.errors import BusyError, DaemonNotRunningError, EdgepdError
 from edgepd.models import Catalog
 from edgepd_quant.reader import GGUFFile
 
@@ -94,6 +94,7 @@ def _daemon(home: Path, installed: Paths) -> Iterator[Client]:
     environment |= {"EDGEPD_HOME": str(home), "EDGEPD_MODELS_DIR": str(installed.models_dir)}
     log = home / "daemon.log"
     command = [sys.executable, "-P", "-m", "edgepd_daemon", "--set", "serve.model=smollm2-135m-instruct-q4_1"]
+    command += ["--set", "serve.adapt_threads=false"]  # answers are compared word for word
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
@@ -106,15 +107,19 @@ def _daemon(home: Path, installed: Paths) -> Iterator[Client]:
 
 
 def _wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the daemon takes requests. The model may still be unloaded: the first request loads it."""
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            client.health()
-            return
-        except DaemonNotRunningError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise DemoFailedError(f"the daemon did not start:\n{log.read_text(errors='replace')}") from error
-            time.sleep(0.05)
+    while not _serves(client):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise DemoFailedError(f"the daemon did not start:\n{log.read_text(errors='replace')}")
+        time.sleep(0.05)
+
+
+def _serves(client: Client) -> bool:
+    try:
+        return client.health()["status"] not in NOT_SERVING
+    except (DaemonNotRunningError, BusyError):
+        return False
 
 
 class Demo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from edgepd.cli.output import columns, connect, duration, json_option, mebibytes, show
@@ -20,12 +22,16 @@ def status(as_json: bool) -> None:
 def _text(found: Json) -> str:
     engine, profile, generation = found["engine"], found["profile"], found["generation"]
     feedback = f"{profile['thumb_up']} thumbs up, {profile['thumb_down']} down, {profile['edit']} corrections"
+    port = f" and 127.0.0.1:{found['tcp_port']}" if found["tcp_port"] else ""
     rows = [
-        ("daemon", f"{found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}, {found['socket']}"),
+        ("daemon", f"{found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
+        ("listens on", f"{found['socket']}{port}"),
         ("model", f"{found['model']['name']} ({found['model']['path']})"),
         ("generation", f"{generation['id']} ({generation['kind']})"),
+        ("engine", _engine(engine, draining=found["draining"])),
+        *(("in memory", _loaded(model)) for model in engine["models"]),
         ("answers", f"{engine['active']} running, {engine['queued']} waiting"),
-        ("tokens", f"{engine['tokens_generated']} generated"),
+        ("tokens", _tokens(engine)),
         ("switches", _switches(engine)),
         ("interactions", str(profile["interactions"])),
         ("feedback", f"{feedback}; {profile['examples']} examples to learn from"),
@@ -35,6 +41,28 @@ def _text(found: Json) -> str:
     lines = [columns(rows)]
     lines += [f"Problem: {problem}" for problem in found["problems"]]
     return "\n".join(lines)
+
+
+def _engine(engine: Json, *, draining: bool) -> str:
+    percent = engine["loading_percent"]
+    states = {
+        "unloaded": "no model loaded; the next request loads it",
+        "loading": "loading the model" if percent is None else f"loading the model, {percent:.0f} %",
+        "failed": "failed; the log of the daemon says why",
+    }
+    state = "stopping" if draining else states.get(engine["state"], engine["state"])
+    return f"{state}; threads: {engine['threads']}, slots: {engine['slots']}"
+
+
+def _loaded(model: Json) -> str:
+    left = model["expires_in_s"]
+    until = "stays" if left is None else f"for {duration(max(0.0, left))} more if nobody asks"
+    return f"{Path(model['path']).name}, {mebibytes(model['size_bytes'])}, {until}"
+
+
+def _tokens(engine: Json) -> str:
+    cached = f", of which {engine['cached_tokens']} came from the cache" if engine["cached_tokens"] else ""
+    return f"{engine['tokens_generated']} generated, {engine['prompt_tokens']} in prompts{cached}"
 
 
 def _switches(engine: Json) -> str:

@@ -8,6 +8,7 @@ What this does not do: search the hub, choose a quantisation, or join split file
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -18,14 +19,7 @@ from edgepd.errors import ModelError, RequestError
 from edgepd.models.files import hash_file
 from edgepd.models.source import Progress, Source, name_from
 
-try:
-    import huggingface_hub
-    from huggingface_hub import errors as hub_errors
-    from tqdm import tqdm  # type: ignore[import-untyped]
-except ImportError:
-    HUB_INSTALLED = False
-else:
-    HUB_INSTALLED = True
+HUB_INSTALLED = importlib.util.find_spec("huggingface_hub") is not None
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LOCATION = re.compile(rf"({PART}/{PART})/((?:{PART}/)*{PART}\.gguf)")
@@ -52,6 +46,10 @@ def hub_file(location: str) -> Source:
 
 
 def _fetch(repository: str, filename: str, target: Path, progress: Progress) -> str:
+    # Costs 2 MB and a while, which only who fetches something from the hub should pay.
+    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub import errors as hub_errors  # noqa: PLC0415
+
     # Read here and not left to huggingface-hub, which looks at it only once, when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
@@ -85,6 +83,8 @@ def _fetch(repository: str, filename: str, target: Path, progress: Progress) -> 
 
 def _bar(progress: Progress) -> type[Any]:
     """Make a tqdm class that draws nothing and hands what it is told to `progress`."""
+
+    from tqdm import tqdm  # type: ignore[import-untyped]  # noqa: PLC0415
 
     class ForwardingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *_args: Any, **options: Any) -> None:

@@ -16,6 +16,7 @@ import math
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from edgepd_profiles.rows import canonical_json, fetch
 
@@ -29,7 +30,7 @@ class Example:
     id: str
     conversation: str
     created_at: float
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     response: str
     weight: float
 
@@ -39,7 +40,8 @@ def training_examples(conn: sqlite3.Connection, accepted_weight: float) -> list[
 
     An edit gives its text with weight 1. A thumb up without an edit gives the answer with `accepted_weight`,
     if it is above zero and the answer came to its end: a text that broke off would teach the model to break
-    off. A thumb down without an edit gives nothing.
+    off. A thumb down without an edit gives nothing. Only plain chats count: an exchange with tools or a bare
+    prompt has a prompt that the chat template does not give.
     """
     rows = fetch(
         conn,
@@ -47,10 +49,10 @@ def training_examples(conn: sqlite3.Connection, accepted_weight: float) -> list[
         SELECT i.id, i.conversation, f.at AS created_at, i.messages,
                coalesce(f.text, i.response) AS response, iif(f.kind = 'edit', 1.0, :accepted) AS weight
         FROM feedback AS f JOIN interactions AS i ON i.id = f.interaction
-        WHERE f.kind = 'edit'
+        WHERE i.kind = 'chat' AND (f.kind = 'edit'
            OR (f.kind = 'thumb' AND f.value = 1 AND :accepted > 0
                AND i.state = 'done' AND trim(i.response) != ''
-               AND NOT EXISTS (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit'))
+               AND NOT EXISTS (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit')))
         ORDER BY f.at, i.seq
         """,
         {"accepted": accepted_weight},
@@ -120,7 +122,7 @@ def _groups(examples: Sequence[Example], *, by_conversation: bool) -> list[set[i
 
 def _normal_form(example: Example) -> str:
     """Return the text of an example without what does not make it a different one: case and spacing."""
-    messages = [{key: _normal(text) for key, text in message.items()} for message in example.messages]
+    messages = [{key: _normal(str(value)) for key, value in message.items()} for message in example.messages]
     return canonical_json([messages, _normal(example.response)])
 
 

@@ -32,7 +32,8 @@ class Interaction:
     app: str
     model: str
     generation: int
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
+    kind: str = "chat"  # or tools, completion
     response: str = ""
     state: str = "streaming"
     finish_reason: str | None = None
@@ -59,9 +60,9 @@ def begin(conn: sqlite3.Connection, interaction: Interaction) -> None:
     conn.execute(
         """
         INSERT INTO interactions
-            (id, conversation, created_at, app, model, generation, messages, response, state, finish_reason,
+            (id, conversation, created_at, app, model, generation, messages, kind, response, state, finish_reason,
              prompt_tokens, completion_tokens, ttft_ms, duration_ms)
-        VALUES (:id, :conversation, :created_at, :app, :model, :generation, :messages, :response, :state,
+        VALUES (:id, :conversation, :created_at, :app, :model, :generation, :messages, :kind, :response, :state,
                 :finish_reason, :prompt_tokens, :completion_tokens, :ttft_ms, :duration_ms)
         """,
         asdict(interaction) | {"messages": canonical_json(interaction.messages)},

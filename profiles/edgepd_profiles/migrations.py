@@ -5,6 +5,10 @@ that it was applied. The invariant: a step that has been released is never edite
 the end.
 What this does not do: go back to an older schema, or open files (see store.py).
 
+What was applied is recorded in the table that sqlite-utils uses, so that its tools understand the file. The dozen
+lines that apply the steps are our own because importing sqlite-utils loads numpy, which costs 14 MB of memory in a
+daemon that is to stay below 60 MB.
+
 Later parts add kinds of feedback and of generations, so those columns carry no CHECK: SQLite cannot change
 one without rebuilding the table. The Python functions validate them.
 """
@@ -12,16 +16,23 @@ one without rebuilding the table. The Python functions validate them.
 from __future__ import annotations
 
 import sqlite3
-
-from sqlite_utils import Database
-from sqlite_utils.migrations import Migrations
+from datetime import UTC, datetime
 
 from edgepd.errors import StoreError
 
 MIGRATION_SET = "edgepd_profiles"
+# As sqlite-utils creates them, letter by letter.
+RECORD = """CREATE TABLE IF NOT EXISTS "_sqlite_migrations" (
+   "id" INTEGER PRIMARY KEY,
+   "migration_set" TEXT,
+   "name" TEXT,
+   "applied_at" TEXT
+)"""
+RECORD_INDEX = """CREATE UNIQUE INDEX IF NOT EXISTS "idx__sqlite_migrations_migration_set_name"
+    ON "_sqlite_migrations" ("migration_set", "name")"""
 
 
-def m001_interactions(db: Database) -> None:
+def m001_interactions(db: sqlite3.Connection) -> None:
     """Exchanges with the model. `seq` is the order of arrival, which survives a clock that is set back."""
     db.execute(
         """
@@ -47,7 +58,7 @@ def m001_interactions(db: Database) -> None:
     db.execute("CREATE INDEX interactions_streaming ON interactions (seq) WHERE state = 'streaming'")
 
 
-def m002_feedback(db: Database) -> None:
+def m002_feedback(db: sqlite3.Connection) -> None:
     """What the user said about an exchange: at most one row of each kind."""
     db.execute(
         """
@@ -64,7 +75,7 @@ def m002_feedback(db: Database) -> None:
     )
 
 
-def m003_registry(db: Database) -> None:
+def m003_registry(db: sqlite3.Connection) -> None:
     """Generations, the order in which they were active, and training runs.
 
     The unique indexes are the last line of defence: one base generation and one active generation per base
@@ -124,7 +135,12 @@ def m003_registry(db: Database) -> None:
     db.execute("CREATE UNIQUE INDEX one_running ON runs (state) WHERE state = 'running'")
 
 
-STEPS = (m001_interactions, m002_feedback, m003_registry)
+def m004_kind(db: sqlite3.Connection) -> None:
+    """What kind of exchange it was: chat, tools or completion. Only plain chats can be learned from as yet."""
+    db.execute("ALTER TABLE interactions ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'")
+
+
+STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind)
 
 
 def migrate(conn: sqlite3.Connection) -> None:
@@ -133,20 +149,34 @@ def migrate(conn: sqlite3.Connection) -> None:
     The connection must have isolation_level None. Raises StoreError, with nothing changed, if the file was
     written by a newer edgepd.
     """
-    db = Database(conn, recursive_triggers=False, execute_plugins=False)
-    migrations = Migrations(MIGRATION_SET)
-    for step in STEPS:
-        migrations()(step)
     # IMMEDIATE: of two processes that open an old file at once, one migrates and the other waits.
-    db.execute("BEGIN IMMEDIATE")
+    conn.execute("BEGIN IMMEDIATE")
     try:
-        unknown = {m.name for m in migrations.applied(db)} - {step.__name__ for step in STEPS}
+        applied = _applied(conn)
+        unknown = applied - {step.__name__ for step in STEPS}
         if unknown:
             raise StoreError(
                 f"the profile was written by a newer edgepd (schema step "
                 f"{max(unknown)}; this one knows up to {STEPS[-1].__name__}); upgrade edgepd"
             )
-        migrations.apply(db)
-        db.execute("COMMIT")
+        conn.execute(RECORD)
+        conn.execute(RECORD_INDEX)
+        for step in STEPS:
+            if step.__name__ not in applied:
+                step(conn)
+                conn.execute(
+                    "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES (?, ?, ?)",
+                    (MIGRATION_SET, step.__name__, str(datetime.now(UTC))),
+                )
+        conn.execute("COMMIT")
     finally:
-        db.rollback()
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")
+
+
+def _applied(conn: sqlite3.Connection) -> set[str]:
+    """Return the names of the steps that the file has; none for a file that is new."""
+    if not conn.execute("SELECT 1 FROM sqlite_schema WHERE name = '_sqlite_migrations'").fetchone():
+        return set()
+    rows = conn.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (MIGRATION_SET,))
+    return {name for (name,) in rows}

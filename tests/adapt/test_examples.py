@@ -12,7 +12,7 @@ from edgepd.adapt.examples import Encoded, Example, encode, encode_all
 from edgepd.chat import ChatFormat
 from edgepd.errors import TrainingError
 from edgepd.llama import Model
-from edgepd.template import Message
+from edgepd.messages import Message
 from edgepd_quant.types import GGMLType
 from tests.tiny_gguf import tiny_llama
 

@@ -38,25 +38,53 @@ NUMBERS: Json = {
     "train_s": 12.04,
 }
 TIMINGS: Json = {"prompt_tokens": 12, "cached_tokens": 0, "completion_tokens": 2, "tokens_per_second": 98.76}
+HEALTH: Json = {
+    "status": "ready",
+    "live": True,
+    "ready": True,
+    "loading_percent": None,
+    "version": "0.1.0",
+    "uptime_s": 1.0,
+    "model": "tiny",
+    "generation": 3,
+}
 STATUS: Json = {
     "version": "0.1.0",
     "pid": 4711,
     "uptime_s": 3725.2,
+    "draining": False,
     "socket": "/run/edgepd.sock",
+    "tcp_port": None,
     "model": {"name": "tiny", "sha256": "ab" * 32, "path": "/models/tiny.gguf"},
-    "generation": {"id": 3, "kind": "live", "model_file": None, "adapter_file": "3/adapter.gguf"},
+    "generation": {
+        "id": 3,
+        "kind": "live",
+        "model_file": None,
+        "adapter_file": "3/adapter.gguf",
+        "activated_at": 1000.0,
+    },
     "engine": {
+        "state": "ready",
+        "loading_percent": None,
         "queued": 2,
         "active": 1,
-        "versions_in_use": 1,
-        "models": 1,
+        "slots": 4,
+        "threads": 2,
+        "versions_in_use": [3],
+        "models": [{"path": "/models/tiny.gguf", "size_bytes": 98 * 2**20, "expires_in_s": 243.7}],
         "switches": 5,
         "last_switch_ms": 0.21,
         "tokens_generated": 900,
+        "prompt_tokens": 1200,
+        "cached_tokens": 300,
+        "cancelled": 1,
+        "loads": 2,
+        "unloads": 1,
     },
     "profile": {"interactions": 40, "thumb_up": 3, "thumb_down": 1, "edit": 12, "examples": 13},
     "training": {"run": None, "progress": None},
     "memory": {"rss_bytes": 180 * 2**20},
+    "needs_restart": [],
     "problems": [],
 }
 GENERATIONS: Json = {
@@ -167,8 +195,7 @@ class FakeDaemon:
         self._server.daemon_state = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
-        health = {"status": "ready", "version": "0.1.0", "pid": os.getpid(), "uptime_s": 1.0, "model": "tiny"}
-        self.on("GET /healthz", health)
+        self.on("GET /healthz", {**HEALTH, "pid": os.getpid()})
         return self
 
     def __exit__(
@@ -181,6 +208,7 @@ class FakeDaemon:
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
+    request_queue_size = 128  # as the real one: five would be full when a slow machine accepts late
     daemon_state: FakeDaemon
 
 

@@ -32,8 +32,22 @@ def test_version(edgepd: Edgepd) -> None:
 
 def test_commands_are_these() -> None:
     assert sorted(" ".join(path) for path, _ in commands(main)) == [
-        *("adapters list", "adapters rollback", "adapters use", "ask", "bad", "chat", "daemon run", "daemon stop"),
-        *("demo", "fix", "good", "model add", "model list", "model remove", "model use", "status", "train", "undo"),
+        *("adapters list", "adapters rollback", "adapters use", "ask", "bad", "chat", "config show"),
+        *(
+            "daemon reload",
+            "daemon run",
+            "daemon stop",
+            "demo",
+            "fix",
+            "good",
+            "model add",
+            "model list",
+            "model remove",
+            "model use",
+            "status",
+            "train",
+            "undo",
+        ),
     ]
 
 
@@ -80,6 +94,7 @@ def test_python_dash_m_edgepd_is_the_same_program() -> None:
         (("adapters", "list"), None),
         (("adapters", "rollback"), None),
         (("adapters", "use", "1"), None),
+        (("daemon", "reload"), None),
         (("daemon", "stop"), None),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import INTERACTION, FakeDaemon, Reply, chunk, error, stream
+from tests.cli.fake_daemon import HEALTH, INTERACTION, FakeDaemon, Reply, chunk, error, stream
 
 CHAT = "POST /v1/chat/completions"
 PATH = "/v1/chat/completions"
@@ -290,3 +290,32 @@ def test_errors_on_a_terminal_are_json_too(daemon: FakeDaemon, edgepd: Edgepd, t
     typed("first")
     last = json.loads(edgepd("chat", "--json").stdout.splitlines()[-1])
     assert (last["event"], last["error"]["code"]) == ("error", "busy")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [("failed", "engine has failed and its log says why"), ("draining", "daemon is stopping")]
+)
+def test_daemon_that_serves_no_more_says_so_before_the_first_question(
+    model: FakeDaemon, edgepd: Edgepd, status: str, message: str
+) -> None:
+    model.on("GET /healthz", Reply({**HEALTH, "status": status, "pid": 4711}, 503))
+    result = edgepd("chat", stdin="hello\n")
+    assert (result.exit_code, result.stdout, model.asked(PATH)) == (6, "", [])
+    assert message in result.stderr
+
+
+def test_unloaded_model_is_loaded_by_the_first_question(model: FakeDaemon, edgepd: Edgepd) -> None:
+    model.on("GET /healthz", {**HEALTH, "status": "unloaded", "pid": 4711})
+    assert edgepd("chat", stdin="hello\n").stdout == "One\n"
+
+
+@pytest.mark.parametrize("roles", [("user", "assistant", "tool"), ("user", "assistant"), ()])
+def test_conversation_of_another_program_with_more_than_questions_and_answers(
+    model: FakeDaemon, edgepd: Edgepd, roles: tuple[str, ...]
+) -> None:
+    made = {**INTERACTION, "messages": [{"role": role, "content": "x"} for role in roles], "feedback": []}
+    model.on("GET /edgepd/v1/interactions", {"interactions": [made]})
+    model.on("GET /edgepd/v1/interactions/i7", made)
+    result = edgepd("chat", "--conversation", "c1", stdin="hello\n")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is not just questions and answers" in result.stderr

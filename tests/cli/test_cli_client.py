@@ -21,7 +21,7 @@ from edgepd.errors import (
     NotFoundError,
     RequestError,
 )
-from tests.cli.fake_daemon import FakeDaemon, Reply, chunk, error, stream
+from tests.cli.fake_daemon import HEALTH, FakeDaemon, Reply, chunk, error, stream
 
 REQUEST = {"model": "default", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -56,6 +56,7 @@ def test_every_error_code_comes_back_as_its_class() -> None:
         (error(400, "context_length_exceeded", "too long"), ContextOverflowError, "too long"),
         (error(418, "teapot", "short and stout"), EdgepdError, "short and stout"),
         (Reply(b"<h1>Bad gateway", 502), EdgepdError, "the daemon answered with status 502: '<h1>Bad gateway'"),
+        (Reply(b"too many connections", 503), BusyError, "the daemon answered with status 503: 'too many connections'"),
         (Reply({"error": "plain"}, 500), EdgepdError, "the daemon answered with status 500: 'plain'"),
         (Reply([1], 500), EdgepdError, "the daemon answered with status 500: '[1]'"),
         (Reply(b"no json"), EdgepdError, "the daemon sent an answer that is not JSON: 'no json'"),
@@ -67,6 +68,28 @@ def test_bad_answers(daemon: FakeDaemon, reply: Reply, kind: type[EdgepdError], 
     with Client(daemon.socket) as client, pytest.raises(EdgepdError) as raised:
         client.status()
     assert (type(raised.value), str(raised.value)) == (kind, message)
+
+
+@pytest.mark.parametrize("status", ["failed", "draining"])
+def test_health_of_a_daemon_that_serves_no_more_is_an_answer(daemon: FakeDaemon, status: str) -> None:
+    daemon.on("GET /healthz", Reply({**HEALTH, "status": status, "pid": 4711}, 503))
+    with Client(daemon.socket) as client:
+        assert client.health() == {**HEALTH, "status": status, "pid": 4711}
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (error(503, "busy", "because"), "because"),
+        (Reply(b"too many connections", 503), "too many connections"),
+        (Reply({"status": "made up"}, 503), "status 503"),
+        (Reply([], 503), "status 503"),
+    ],
+)
+def test_any_other_503_of_the_health_is_an_error(daemon: FakeDaemon, reply: Reply, message: str) -> None:
+    daemon.on("GET /healthz", reply)
+    with Client(daemon.socket) as client, pytest.raises(BusyError, match=message):
+        client.health()
 
 
 def test_slow_answer_is_busy(daemon: FakeDaemon) -> None:
@@ -146,6 +169,7 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
     daemon.on("GET /edgepd/v1/training", {"runs": [{"id": "r1"}]})
     daemon.on("GET /edgepd/v1/training/r1", {"run": {"id": "r1"}, "progress": None})
     daemon.on("DELETE /edgepd/v1/training/r1", {"run": {"id": "r1"}})
+    daemon.on("POST /edgepd/v1/reload", {"applied": ["log.level"], "needs_restart": []})
     daemon.on("POST /edgepd/v1/generations/rollback", {"active": 1, "previous": 2, "prepare_ms": 3.0})
     daemon.on("POST /edgepd/v1/generations/activate", {"active": 1, "previous": 2, "prepare_ms": 3.0})
     with Client(daemon.socket) as client:
@@ -162,6 +186,7 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         client.rollback()
         client.rollback(4)
         client.activate(3, expected=2)
+        assert client.reload() == {"applied": ["log.level"], "needs_restart": []}
     assert [(asked.method, asked.path, asked.query, asked.body) for asked in daemon.requests] == [
         ("GET", "/v1/models", "", {}),
         ("POST", "/v1/chat/completions", "", {**REQUEST, "stream": False}),
@@ -176,4 +201,5 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         ("POST", "/edgepd/v1/generations/rollback", "", {}),
         ("POST", "/edgepd/v1/generations/rollback", "", {"to": 4}),
         ("POST", "/edgepd/v1/generations/activate", "", {"generation": 3, "expected": 2}),
+        ("POST", "/edgepd/v1/reload", "", {}),
     ]

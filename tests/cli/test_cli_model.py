@@ -12,7 +12,7 @@ import pytest
 
 from edgepd_quant.types import GGMLType
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import FakeDaemon
+from tests.cli.fake_daemon import HEALTH, FakeDaemon, Reply, error
 from tests.tiny_gguf import tiny_llama
 
 
@@ -126,12 +126,58 @@ def test_daemon_that_does_not_stop_is_an_error(
     assert "still runs" in result.stderr
 
 
+@pytest.mark.parametrize("status", ["failed", "draining"])
+def test_daemon_that_serves_no_more_can_be_stopped(
+    daemon: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    sent: list[int] = []
+
+    def kill(pid: int, number: int) -> None:
+        sent.append(number)
+        daemon.socket.unlink(missing_ok=True)
+
+    monkeypatch.setattr("edgepd.cli.daemon.os.kill", kill)
+    daemon.on("GET /healthz", Reply({**HEALTH, "status": status, "pid": os.getpid()}, 503))
+    assert edgepd("daemon", "stop").exit_code == 0
+    assert sent == [signal.SIGTERM]
+
+
+def test_model_use_beside_a_daemon_that_stops(daemon: FakeDaemon, edgepd: Edgepd, gguf: Path) -> None:
+    edgepd("model", "add", str(gguf))
+    daemon.on("GET /healthz", Reply({**HEALTH, "status": "draining", "pid": os.getpid(), "model": "other"}, 503))
+    assert edgepd("model", "use", "tiny").stderr == "the running daemon serves other until it is restarted\n"
+
+
+@pytest.mark.parametrize(
+    ("applied", "needs_restart", "text"),
+    [
+        ([], [], "nothing has changed\n"),
+        (["serve.threads", "log.level"], [], "applied: serve.threads, log.level\n"),
+        ([], ["serve.slots"], "needs a restart: serve.slots\n"),
+        (["log.level"], ["serve.slots"], "applied: log.level\nneeds a restart: serve.slots\n"),
+    ],
+)
+def test_daemon_reload(
+    daemon: FakeDaemon, edgepd: Edgepd, applied: list[str], needs_restart: list[str], text: str
+) -> None:
+    done = {"applied": applied, "needs_restart": needs_restart}
+    daemon.on("POST /edgepd/v1/reload", done)
+    assert edgepd("daemon", "reload").stdout == text
+    assert json.loads(edgepd("daemon", "reload", "--json").stdout) == done
+
+
+def test_daemon_reload_of_settings_that_make_no_sense(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on("POST /edgepd/v1/reload", error(400, "invalid_config", "unknown setting 'serve.threds'"))
+    result = edgepd("daemon", "reload")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "Error: unknown setting 'serve.threds'\n")
+
+
 @pytest.mark.parametrize("pid", [-1, 0, 1])
 def test_impossible_process_id_is_never_signalled(
     daemon: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch, pid: int
 ) -> None:
     sent: list[int] = []
     monkeypatch.setattr("edgepd.cli.daemon.os.kill", lambda pid, number: sent.append(pid))
-    daemon.on("GET /healthz", {"status": "ready", "pid": pid, "model": "tiny"})
+    daemon.on("GET /healthz", {**HEALTH, "pid": pid})
     assert edgepd("daemon", "stop").exit_code == 1
     assert sent == []

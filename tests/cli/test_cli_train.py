@@ -80,16 +80,26 @@ def test_ctrl_c_says_that_the_run_goes_on(trainer: FakeDaemon, edgepd: Edgepd, m
     assert result.stderr.startswith("run r1 goes on in the daemon; edgepd status shows it\n")
 
 
+def status_lines(daemon: FakeDaemon, edgepd: Edgepd, **changed: object) -> dict[str, str]:
+    """What `edgepd status` says, by the words at the start of the line."""
+    daemon.on("GET /edgepd/v1/status", {**STATUS, **changed})
+    rows = [line.split("  ", 1) for line in edgepd("status").stdout.splitlines() if "  " in line]
+    return {name: value.strip() for name, value in rows}
+
+
 def test_status(daemon: FakeDaemon, edgepd: Edgepd) -> None:
     daemon.on("GET /edgepd/v1/status", STATUS)
     result = edgepd("status")
     assert result.exit_code == 0
     assert result.stdout == (
-        "daemon        0.1.0, pid 4711, up 1 h 2 min, /run/edgepd.sock\n"
+        "daemon        0.1.0, pid 4711, up 1 h 2 min\n"
+        "listens on    /run/edgepd.sock\n"
         "model         tiny (/models/tiny.gguf)\n"
         "generation    3 (live)\n"
+        "engine        ready; threads: 2, slots: 4\n"
+        "in memory     tiny.gguf, 98 MiB, for 4 min 3 s more if nobody asks\n"
         "answers       1 running, 2 waiting\n"
-        "tokens        900 generated\n"
+        "tokens        900 generated, 1200 in prompts, of which 300 came from the cache\n"
         "switches      5, the last in 0.21 ms\n"
         "interactions  40\n"
         "feedback      3 thumbs up, 1 down, 12 corrections; 13 examples to learn from\n"
@@ -99,19 +109,40 @@ def test_status(daemon: FakeDaemon, edgepd: Edgepd) -> None:
     assert json.loads(edgepd("status", "--json").stdout) == STATUS
 
 
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [
+        ({"state": "unloaded", "models": []}, "no model loaded; the next request loads it; threads: 2, slots: 4"),
+        ({"state": "loading", "loading_percent": 41.6}, "loading the model, 42 %; threads: 2, slots: 4"),
+        ({"state": "failed"}, "failed; the log of the daemon says why; threads: 2, slots: 4"),
+    ],
+)
+def test_status_of_the_engine(daemon: FakeDaemon, edgepd: Edgepd, engine: Json, text: str) -> None:
+    lines = status_lines(daemon, edgepd, engine={**STATUS["engine"], **engine})
+    assert lines["engine"] == text
+    assert ("in memory" in lines) is (engine.get("models") != [])
+
+
+def test_status_of_a_daemon_that_stops(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    assert status_lines(daemon, edgepd, draining=True)["engine"] == "stopping; threads: 2, slots: 4"
+
+
+def test_status_of_a_loopback_port_and_a_model_that_stays(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    model = {"path": "/models/tiny.gguf", "size_bytes": 2**20, "expires_in_s": None}
+    engine = {**STATUS["engine"], "models": [model], "cached_tokens": 0, "switches": 0, "last_switch_ms": 0.0}
+    lines = status_lines(daemon, edgepd, tcp_port=4000, engine=engine)
+    assert lines["listens on"] == "/run/edgepd.sock and 127.0.0.1:4000"
+    assert lines["in memory"] == "tiny.gguf, 1 MiB, stays"
+    assert lines["tokens"] == "900 generated, 1200 in prompts"
+    assert lines["switches"] == "0"
+
+
 def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    busy = {**STATUS, "training": {"run": RUN, "progress": PROGRESS}, "problems": ["the disk is full"]}
-    ended = {
-        **STATUS,
-        "engine": {**STATUS["engine"], "switches": 0, "last_switch_ms": 0.0},
-        "training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None},
-    }
-    daemon.on("GET /edgepd/v1/status", busy, ended)
-    lines = edgepd("status").stdout.splitlines()
-    assert lines[8] == "training      run r1 (live) running: train 3/10"
-    assert lines[10:] == ["Problem: the disk is full"]
-    lines = edgepd("status").stdout.splitlines()
-    assert (lines[5], lines[8]) == ("switches      0", "training      run r1 (live) rejected: worse")
+    busy = {"training": {"run": RUN, "progress": PROGRESS}, "problems": ["the disk is full", "restart it"]}
+    assert status_lines(daemon, edgepd, **busy)["training"] == "run r1 (live) running: train 3/10"
+    assert edgepd("status").stdout.splitlines()[-2:] == ["Problem: the disk is full", "Problem: restart it"]
+    ended = {"training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None}}
+    assert status_lines(daemon, edgepd, **ended)["training"] == "run r1 (live) rejected: worse"
 
 
 def test_adapters_list(daemon: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch) -> None:

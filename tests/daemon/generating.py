@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from edgepd_daemon.engine.loop import Engine
-from edgepd_daemon.engine.types import Event, Failed, Finished, Request, Sampling, Text, Timings, Version
+from edgepd.chat import in_process
+from edgepd_daemon.engine.engine import Engine
+from edgepd_daemon.engine.saved import SavedStates
+from edgepd_daemon.engine.types import EngineSizes, Event, Failed, Finished, Request, Sampling, Text, Timings, Version
 
 WAIT_SECONDS = 60.0
 GREEDY = Sampling(temperature=0)
@@ -28,7 +32,7 @@ class Answer:
 
     def submit(self) -> Answer:
         """Hand it to the engine."""
-        self._engine.submit(self.request)
+        self._engine.submit([self.request])
         return self
 
     def _emit(self, event: Event) -> None:
@@ -77,9 +81,13 @@ class Answer:
 
 
 @contextmanager
-def running_engine(**sizes: int) -> Iterator[Engine]:
-    """An engine that is stopped after the block."""
-    engine = Engine(**{"slots": 2, "context_tokens": 512, "batch_tokens": 16, "threads": 1, "max_queue": 8, **sizes})
+def running_engine(
+    *, max_queue: int = 8, keep_alive: float = math.inf, saved_in: Path | None = None, **sizes: int
+) -> Iterator[Engine]:
+    """An engine that is stopped after the block. With `saved_in`, it keeps conversations in that directory."""
+    given = EngineSizes(**{"slots": 2, "context_tokens": 512, "batch_tokens": 16, "threads": 1, **sizes})
+    saved = SavedStates(saved_in, 2**30, given, "test") if saved_in else None
+    engine = Engine(given, max_queue=max_queue, make_template=in_process, keep_alive=keep_alive, saved=saved)
     engine.start()
     try:
         yield engine

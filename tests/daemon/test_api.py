@@ -1,13 +1,14 @@
-"""The socket API of a real daemon with the tiny model: dialect, feedback, reports, and every kind of bad input."""
+"""The socket API of a real daemon with the tiny model: feedback, reports, and every kind of bad input."""
 
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.daemon.running import Daemon, Json, error_of, joined, question, text_of
+from tests.daemon.running import Daemon, Json, error_of, question
 
 CHAT = "/v1/chat/completions"
 FEEDBACK = "/edgepd/v1/feedback"
@@ -18,9 +19,19 @@ def stored(daemon: Daemon, interaction_id: str = "last") -> Json:
 
 
 def test_health(daemon: Daemon) -> None:
+    daemon.chat("Hi", max_tokens=1)
     found = daemon.get("/healthz")
     assert found.pop("uptime_s") >= 0
-    assert found == {"status": "ready", "version": "0.1.0", "pid": daemon.process.pid, "model": "tiny"}
+    assert found == {
+        "status": "ready",
+        "live": True,
+        "ready": True,
+        "loading_percent": None,
+        "version": "0.1.0",
+        "pid": daemon.process.pid,
+        "model": "tiny",
+        "generation": 1,
+    }
 
 
 def test_only_the_user_can_reach_the_socket(daemon: Daemon) -> None:
@@ -28,157 +39,6 @@ def test_only_the_user_can_reach_the_socket(daemon: Daemon) -> None:
     assert stat.S_IMODE(daemon.paths.runtime_dir.stat().st_mode) == 0o700
     for file in daemon.paths.data_dir.rglob("*"):
         assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
-
-
-def test_a_whole_answer(daemon: Daemon) -> None:
-    answer = daemon.chat("Hello", max_tokens=12, conversation="c-1", app="tests")
-    row = answer["interaction_id"]
-    assert answer["id"] == f"chatcmpl-{row}"
-    assert (answer["object"], answer["model"], answer["generation"]) == ("chat.completion", "tiny@1", 1)
-    [choice] = answer["choices"]
-    assert (choice["index"], choice["finish_reason"], choice["message"]["role"]) == (0, "length", "assistant")
-    usage = answer["usage"]
-    assert usage["completion_tokens"] == answer["timings"]["completion_tokens"] == 12
-    assert usage["total_tokens"] == usage["prompt_tokens"] + 12
-    assert (answer["logged"], answer["warnings"]) == (True, [])
-    kept = stored(daemon, row)
-    assert (kept["id"], kept["conversation"], kept["app"]) == (row, "c-1", "tests")
-    assert kept["messages"] == [{"role": "user", "content": "Hello"}]
-    assert (kept["response"], kept["state"], kept["finish_reason"]) == (text_of(answer), "done", "length")
-    assert (kept["model"], kept["generation"], kept["feedback"]) == ("tiny@1", 1, [])
-    assert (kept["prompt_tokens"], kept["completion_tokens"]) == (usage["prompt_tokens"], 12)
-    assert 0 < kept["ttft_ms"] <= kept["duration_ms"]
-
-
-def test_a_stream_has_the_text_of_the_whole_answer(daemon: Daemon) -> None:
-    whole = daemon.chat("Tell me more", max_tokens=30, cache_prompt=False)
-    events = list(daemon.stream("Tell me more", max_tokens=30, cache_prompt=False))
-    assert joined(events) == text_of(whole)
-    assert events[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert all("role" not in e["choices"][0]["delta"] for e in events[1:])
-    assert [e["choices"][0]["finish_reason"] for e in events] == [None] * (len(events) - 1) + ["length"]
-    assert {e["object"] for e in events} == {"chat.completion.chunk"}
-    assert len({e["id"] for e in events}) == len({e["interaction_id"] for e in events}) == 1
-    assert events[-1]["timings"]["completion_tokens"] == 30
-    assert (events[-1]["logged"], events[-1]["warnings"]) == (True, [])
-    assert stored(daemon, events[0]["interaction_id"])["response"] == joined(events)
-
-
-def test_a_stream_reports_usage_when_asked(daemon: Daemon) -> None:
-    *_, last = daemon.stream("Hello", max_tokens=5, stream_options={"include_usage": True})
-    assert last["choices"] == []
-    assert last["usage"]["completion_tokens"] == 5
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_shall_not_be_stored_is_not(daemon: Daemon, stream: bool) -> None:
-    before = daemon.get("/edgepd/v1/status")["profile"]["interactions"]
-    if stream:
-        *_, answer = daemon.stream("Secret", max_tokens=3, store=False)
-    else:
-        answer = daemon.chat("Secret", max_tokens=3, store=False)
-    assert (answer["interaction_id"], answer["logged"], answer["warnings"]) == (None, False, [])
-    assert daemon.get("/edgepd/v1/status")["profile"]["interactions"] == before
-
-
-def test_content_parts_and_the_developer_role_mean_the_same_as_plain_ones(daemon: Daemon) -> None:
-    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello you"}]
-    parts: list[Json] = [
-        {"role": "developer", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "you"}]},
-    ]
-    answers = [
-        daemon.post(CHAT, {"messages": m, "temperature": 0, "max_tokens": 9, "cache_prompt": False})
-        for m in (plain, parts)
-    ]
-    assert text_of(answers[0]) == text_of(answers[1])
-    assert stored(daemon)["messages"] == plain
-
-
-def test_sampling_and_stop_strings_reach_the_engine(daemon: Daemon) -> None:
-    def drawn(seed: int) -> str:
-        return daemon.answer("Hello", temperature=2, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=20)
-
-    assert drawn(1) == drawn(1) != drawn(2)
-    whole = daemon.answer("Hello", max_tokens=20)
-    assert daemon.answer("Hello", temperature=2, top_k=1, max_tokens=20) == whole
-    answer = daemon.chat("Hello", max_tokens=20, stop=whole[5])
-    assert (text_of(answer), answer["choices"][0]["finish_reason"]) == (whole[: whole.find(whole[5])], "stop")
-    assert daemon.answer("Hello", max_tokens=20, repeat_penalty=5) != whole
-    assert daemon.chat("Hello", max_completion_tokens=4, max_tokens=20)["usage"]["completion_tokens"] == 4
-
-
-def test_a_conversation_that_goes_on_is_not_computed_again(daemon: Daemon) -> None:
-    text = "A question that nobody else in this file asks"
-    first = daemon.chat(text, max_tokens=3)
-    again = daemon.chat(text, max_tokens=3)
-    cold = daemon.chat(text, max_tokens=3, cache_prompt=False)
-    prompt = first["usage"]["prompt_tokens"]
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == prompt - 1
-    assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-
-
-def test_every_listed_model_can_be_named(daemon: Daemon) -> None:
-    listed = daemon.get("/v1/models")
-    assert listed["object"] == "list"
-    assert [m["id"] for m in listed["data"]] == ["default", "base", "tiny@1"]
-    assert all((m["object"], m["owned_by"], m["generation"]) == ("model", "edgepd", 1) for m in listed["data"])
-    for name in ["default", "base", "tiny@1", "tiny", "default@1"]:
-        assert daemon.chat("Hi", model=name, max_tokens=1)["model"] == "tiny@1"
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code", "message"),
-    [
-        (question("Hi", tools=[{"type": "function"}]), 400, "invalid_request", "not supported: tools"),
-        (question("Hi", n=2), 400, "invalid_request", "not supported: n > 1"),
-        (question("Hi", logprobs=True), 400, "invalid_request", "not supported: logprobs"),
-        (question("Hi", response_format={"type": "json_object"}), 400, "invalid_request", "response_format"),
-        (question(""), 400, "invalid_request", "the last message is empty"),
-        (question(" \n "), 400, "invalid_request", "the last message is empty"),
-        ({"messages": []}, 400, "invalid_request", "body.messages"),
-        ({}, 400, "invalid_request", "body.messages: Field required"),
-        (question("Hi", temperature=-1), 400, "invalid_request", "body.temperature"),
-        (question("Hi", max_tokens=0), 400, "invalid_request", "body.max_tokens"),
-        (question("Hi", stop=[""]), 400, "invalid_request", "`stop` takes at most 4 strings, none of them empty"),
-        (question("Hi", stop=["a"] * 5), 400, "invalid_request", "`stop` takes at most 4"),
-        ({"messages": [{"role": "robot", "content": "Hi"}]}, 400, "invalid_request", "body.messages.0.role"),
-        (question("word " * 1000), 400, "context_length_exceeded", "but the context window holds 512"),
-        (question("Hi", model="other"), 404, "not_found", "model 'other' is not known; use 'default', 'base', 'tiny'"),
-        (question("Hi", model="tiny@99"), 404, "not_found", "generation 99 is not known"),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_requests_that_are_refused(
-    daemon: Daemon, body: Json, status: int, code: str, message: str, stream: bool
-) -> None:
-    found = daemon.refused(CHAT, body | {"stream": stream})
-    assert found[:2] == (status, code)
-    assert message in found[2]
-
-
-def test_what_is_supported_when_it_says_nothing(daemon: Daemon) -> None:
-    daemon.chat("Hi", max_tokens=1, n=1, tools=[], response_format={"type": "text"}, user="me", logprobs=False)
-
-
-def test_a_refusal_does_not_repeat_what_the_user_wrote(daemon: Daemon) -> None:
-    status, _, message = daemon.refused(CHAT, {"messages": [{"role": "user", "content": {"secret": "swordfish"}}]})
-    assert status == 400
-    assert "swordfish" not in message
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"messages": "x"}', b""])
-def test_a_body_that_is_no_request(daemon: Daemon, content: bytes) -> None:
-    response = daemon.client.post(CHAT, content=content, headers={"content-type": "application/json"})
-    assert error_of(response)[:2] == (400, "invalid_request")
-
-
-@pytest.mark.parametrize("field", ["content", "model", "app", "conversation", "stop"])
-def test_half_a_character_is_refused(daemon: Daemon, field: str) -> None:
-    body = b'{"messages": [{"role": "user", "content": "%b"}], "%b": "\\ud83d"}'
-    content = body % (b"\\ud83d" if field == "content" else b"Hi", b"x" if field == "content" else field.encode())
-    response = daemon.client.post(CHAT, content=content, headers={"content-type": "application/json"})
-    assert error_of(response)[:2] == (400, "invalid_request")
 
 
 def test_routes_that_do_not_exist(daemon: Daemon) -> None:
@@ -247,11 +107,16 @@ def test_status(daemon: Daemon) -> None:
     assert (found["generation"]["id"], found["generation"]["kind"]) == (1, "base")
     assert (found["engine"]["active"], found["engine"]["queued"]) == (0, 0)
     assert found["engine"]["tokens_generated"] > 0
-    assert found["engine"]["models"] == ["tiny.gguf"]
+    [model] = found["engine"]["models"]
+    assert Path(model["path"]).name == "tiny.gguf"
+    assert model["size_bytes"] > 10_000
+    assert 0 < model["expires_in_s"] <= 300
+    assert found["engine"]["state"] == "ready"
+    assert (found["engine"]["loads"], found["engine"]["unloads"]) == (1, 0)
     assert found["profile"]["interactions"] > 0
     assert found["training"] == {"run": None, "progress": None}
     assert found["memory"]["rss_bytes"] > 10_000_000
-    assert found["problems"] == []
+    assert (found["draining"], found["needs_restart"], found["problems"]) == (False, [], [])
 
 
 def test_training_with_too_little_to_learn_from(daemon: Daemon) -> None:
@@ -295,3 +160,36 @@ def test_a_run_number_that_no_row_can_have(daemon: Daemon) -> None:
 def test_the_daemon_describes_itself(daemon: Daemon) -> None:
     paths = daemon.get("/openapi.json")["paths"]
     assert {CHAT, "/v1/models", "/healthz", FEEDBACK, "/edgepd/v1/status"} <= set(paths)
+
+
+@pytest.mark.parametrize("path", [CHAT, FEEDBACK, "/api/chat", "/api/embed", "/v1/responses"])
+@pytest.mark.parametrize("brackets", [b"[", b'{"messages":'])
+def test_a_bomb_of_brackets_is_refused(daemon: Daemon, path: str, brackets: bytes) -> None:
+    content = b'{"messages": %b' % (brackets * 100_000)
+    response = daemon.client.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert daemon.get("/healthz")["live"]
+
+
+def test_a_body_of_ten_megabytes_is_refused(daemon: Daemon) -> None:
+    response = daemon.client.post(CHAT, json=question("x" * 10_000_000))
+    assert error_of(response)[:2] == (413, "invalid_request")
+    assert daemon.get("/healthz")["live"]
+
+
+def test_half_a_character_in_a_correction_is_refused(daemon: Daemon) -> None:
+    daemon.chat("Something to correct", max_tokens=1)
+    content = b'{"edit": "half \\ud83d"}'
+    response = daemon.client.post(FEEDBACK, content=content, headers={"content-type": "application/json"})
+    assert error_of(response)[:2] == (400, "invalid_request")
+
+
+def test_the_document_shows_the_errors_of_each_dialect(daemon: Daemon) -> None:
+    document = daemon.get("/openapi.json")
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"]
+            content = operation["responses"]["default"]["content"]["application/json"]
+            name = "OllamaError" if path.startswith("/api/") else "Error"
+            assert content["schema"] == {"$ref": f"#/components/schemas/{name}"}
+    assert {"Error", "OllamaError"} <= set(document["components"]["schemas"])

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepd_daemon.engine.loop import Engine
+from edgepd_daemon.engine.engine import Engine
+from edgepd_daemon.engine.host import ModelHost
 from edgepd_daemon.engine.types import Version
 from tests.daemon.adapters import random_lora
 from tests.daemon.generating import ask, running_engine
@@ -47,9 +48,15 @@ def prompt_of(blocks: list[int], tail: int) -> list[int]:
     return [token for n in blocks for token in BLOCKS[n]] + [TAILS[tail]]
 
 
+def host_of(engine: Engine, version: Version) -> ModelHost:
+    host = engine._hosts.get(version.model)
+    assert host is not None
+    return host
+
+
 def free_adapters(engine: Engine, version: Version) -> None:
     """What happens by itself after half a minute without requests."""
-    engine._call(lambda: engine._hosts[version.model].release_adapters(set()))
+    engine._call(lambda: host_of(engine, version).release_adapters(set()))
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -98,7 +105,7 @@ def test_a_conversation_reuses_its_own_answer(versions: list[Version]) -> None:
     with running_engine(slots=2) as engine:
         engine.prepare(versions[0])
         assert ask(engine, prompt_of([0], 0), versions[0], 5).finished.reason == "length"
-        slot = next(s for s in engine._hosts[versions[0].model].slots if s.tokens)
+        slot = next(s for s in host_of(engine, versions[0]).slots if s.tokens)
         answered = list(slot.tokens)
         assert len(answered) == BATCH + 1 + 4  # the last token was sent but never computed
         assert ask(engine, [*answered, 5, 6, 7], versions[0], 5).timings.cached_tokens == len(answered)

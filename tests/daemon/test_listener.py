@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgepd.errors import ConflictError, StoreError
-from edgepd_daemon.listener import hold_lock, listening
+from edgepd.errors import ConfigError, ConflictError, StoreError
+from edgepd_daemon.listener import activated, hold_lock, listening, listening_tcp, open_sockets, token
 
 
 @pytest.fixture
@@ -115,3 +115,107 @@ def test_a_lock_that_cannot_be_made(edgepd_home: Path) -> None:
     (edgepd_home / "data").write_text("a file, not a directory")
     with pytest.raises(StoreError, match="cannot be opened"), hold_lock(edgepd_home / "data" / "daemon.lock"):
         pytest.fail("it was made")
+
+
+def handed_over(*sockets: socket.socket) -> tuple[dict[str, str], int]:
+    """The variables of a service manager that hands over these sockets, and the number of the first."""
+    numbers = [os.dup(s.fileno()) for s in sockets]
+    first = max(numbers) + 1
+    for offset, number in enumerate(numbers):
+        os.dup2(number, first + offset)
+        os.close(number)
+    count = {"LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": "a:b"}
+    return {"LISTEN_PID": str(os.getpid()), "HOME": "/", **count}, first
+
+
+def test_sockets_of_the_service_manager_are_taken_over(path: Path) -> None:
+    other = path.with_name("other.sock")
+    with listening(path) as first, listening(other) as second:
+        environment, fd = handed_over(first, second)
+        taken = activated(environment, fd)
+        assert [s.getsockname() for s in taken] == [str(path), str(other)]
+        assert not any(s.get_inheritable() for s in taken)
+        assert environment == {"HOME": "/"}
+        for one in taken:
+            one.close()
+
+
+def test_a_socket_that_somebody_else_bound_is_left_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(path) as bound:
+        taken = socket.socket(fileno=os.dup(bound.fileno()))
+        monkeypatch.setattr("edgepd_daemon.listener.activated", lambda _: [taken])
+        with open_sockets(path, 0, {}) as sockets:
+            assert sockets == [taken]
+        assert taken.fileno() == -1
+        assert path.is_socket()
+        assert can_connect(path)
+
+
+@pytest.mark.parametrize("variables", [{}, {"LISTEN_PID": "1"}, {"LISTEN_FDS": "one"}, {"LISTEN_FDS": ""}])
+def test_variables_that_are_not_for_this_process(variables: dict[str, str]) -> None:
+    full = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"} if variables else {}
+    environment = {**full, **variables}
+    assert activated(environment, 1000) == []
+    assert environment == {}
+
+
+@pytest.mark.parametrize("kind", ["closed", "file", "datagram", "tcp", "not listening", "abstract"])
+def test_descriptors_that_are_no_listening_unix_socket(path: Path, kind: str) -> None:
+    path.parent.mkdir()
+    family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM) as given:
+        if kind in ("datagram", "not listening"):
+            given.bind(str(path))
+        if kind == "abstract":
+            given.bind(f"\0edgepd-test-{os.getpid()}")
+        if kind in ("tcp", "abstract"):
+            given.listen()
+        environment, fd = handed_over(given)
+        if kind in ("closed", "file"):
+            os.close(fd)
+        if kind == "file":
+            os.dup2(os.open("/dev/null", os.O_RDONLY), fd)
+        with pytest.raises(ConfigError, match=rf"descriptor {fd}, which LISTEN_FDS names, is no"):
+            activated(environment, fd)
+
+
+def test_the_port_is_on_the_loopback_only_and_refused_if_taken(path: Path) -> None:
+    with open_sockets(path, 0, {}) as alone:
+        assert [s.family for s in alone] == [socket.AF_UNIX]
+    with listening_tcp(0) as first:
+        address, port = first.getsockname()
+        assert address == "127.0.0.1"
+        with pytest.raises(ConflictError, match=rf"port {port} on 127.0.0.1 cannot be opened"):
+            listening_tcp(port)
+        with pytest.raises(ConflictError), open_sockets(path, port, {}):
+            pytest.fail("it was opened")
+        assert not path.exists()
+
+
+def test_the_token_is_private_random_and_kept(path: Path) -> None:
+    file = path.with_name("token")
+    made = token(file)
+    assert len(made) >= 40
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o644)
+    assert token(file) == made
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [p.name for p in file.parent.iterdir()] == ["token"]
+    file.unlink()
+    assert token(file) != made
+
+
+@pytest.mark.parametrize("content", ["", "\n", "  \n"])
+def test_a_token_file_without_a_token_gets_one(path: Path, content: str) -> None:
+    path.parent.mkdir()
+    file = path.with_name("token")
+    file.write_text(content)
+    assert len(token(file)) >= 40
+
+
+def test_a_token_file_that_cannot_be_read(path: Path) -> None:
+    path.parent.mkdir()
+    file = path.with_name("token")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match="the token cannot be read.*remove the file to get a new one"):
+        token(file)

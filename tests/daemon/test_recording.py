@@ -14,8 +14,9 @@ from edgepd import config
 from edgepd.errors import StoreError
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.host import ModelHost
-from edgepd_daemon.exchange import Recorder
+from edgepd_daemon.exchange import Exchanges
 from edgepd_daemon.generations import Base, Generations
+from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import interactions
@@ -42,6 +43,10 @@ class InProcess:
         body: Json = response.json()
         return body
 
+    async def status_of(self, path: str) -> tuple[int, str]:
+        response = await self._client.get(path)
+        return response.status_code, response.json()["status"]
+
     async def chat(self, text: str, **fields: Any) -> Json:
         response = await self._client.post("/v1/chat/completions", json=question(text, max_tokens=8, **fields))
         assert response.is_success, response.text
@@ -65,7 +70,14 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
             await asyncio.to_thread(generations.boot)
             recorder = Recorder(store, enabled=settings.log.interactions)
             trainer = Trainer(store, generations, settings, paths.runs_dir)
-            return await work(InProcess(Services(settings, paths, store, engine, generations, recorder, trainer)))
+            exchanges = Exchanges(engine, generations, recorder)
+            return await work(
+                InProcess(
+                    Services(
+                        settings, paths, store, engine, generations, recorder, trainer, exchanges, lambda: settings
+                    )
+                )
+            )
 
     return asyncio.run(run())
 
@@ -166,13 +178,13 @@ def test_a_client_that_goes_while_the_end_is_written_changes_nothing(
         loop = asyncio.get_running_loop()
         finish = Recorder.finish
 
-        async def slow_finish(recorder: Recorder, exchange: Any, state: str) -> str | None:
+        async def slow_finish(recorder: Recorder, row: str, ending: Any) -> str | None:
             def hold(_: Any) -> None:
                 loop.call_soon_threadsafe(blocked.set)
                 asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
 
             store.write(hold)
-            return await finish(recorder, exchange, state)
+            return await finish(recorder, row, ending)
 
         monkeypatch.setattr(Recorder, "finish", slow_finish)
         client = asyncio.create_task(daemon.chat("Hello"))
@@ -196,7 +208,7 @@ def test_what_clients_see_when_the_engine_dies(tiny_model: Path, monkeypatch: py
         monkeypatch.setattr(ModelHost, "step", die)
         status, error = await daemon.refused("Hello")
         assert (status, error["code"]) == (503, "model_unavailable")
-        assert (await daemon.get("/healthz"))["status"] == "failed"
+        assert (await daemon.status_of("/healthz")) == (503, "failed")
         status, error = await daemon.refused("Hello again")
         assert (status, error["message"]) == (503, "the engine has stopped; restart the daemon")
         rows = (await daemon.get("/edgepd/v1/interactions"))["interactions"]

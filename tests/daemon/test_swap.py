@@ -17,7 +17,7 @@ from tests.daemon.test_refused import plant
 pytestmark = pytest.mark.real_model
 
 MODEL = "smollm2-135m-instruct-q4_1"
-SETTINGS = ("serve.slots=2", "serve.context_tokens=1024", f"serve.model={MODEL}")
+SETTINGS = ("serve.adapt_threads=false", "serve.slots=2", "serve.context_tokens=1024", f"serve.model={MODEL}")
 ACTIVATE = "/edgepd/v1/generations/activate"
 STORY = "Tell me a long story about a lighthouse keeper and his cat."
 OTHER = "What should I cook tonight?"

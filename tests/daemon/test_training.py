@@ -58,7 +58,8 @@ def started(daemon: Daemon) -> tuple[Json, psutil.Process]:
             (p := daemon.get(f"/edgepd/v1/training/{run['id']}")["progress"]) and p["stage"] == "train" and p["done"]
         )
     )
-    [child] = psutil.Process(daemon.process.pid).children()
+    children = psutil.Process(daemon.process.pid).children()
+    [child] = [c for c in children if "edgepd.adapt.worker" in c.cmdline()]
     return run, child
 
 

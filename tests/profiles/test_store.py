@@ -283,7 +283,7 @@ def test_opening_again_applies_nothing_twice(tmp_path: Path) -> None:
     for _ in range(2):
         with Store.open(tmp_path / "profile.db") as store, store.read() as conn:
             names = [name for (name,) in conn.execute("SELECT name FROM _sqlite_migrations ORDER BY id")]
-            assert names == ["m001_interactions", "m002_feedback", "m003_registry"]
+            assert names == ["m001_interactions", "m002_feedback", "m003_registry", "m004_kind"]
 
 
 def test_a_migration_that_fails_leaves_the_profile_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,20 @@
-"""edgepd's own routes: feedback, interactions, training, generations, status and health."""
+"""edgepd's own routes: feedback, interactions, training, generations. Health and status are in health.py."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import psutil
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgepd import __version__
 from edgepd.errors import NotFoundError, RequestError
 from edgepd_daemon.api.access import Access
 from edgepd_daemon.generations import Switched
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import progress_fields
-from edgepd_profiles import examples, feedback, interactions, runs
+from edgepd_profiles import feedback, interactions, runs
 
 router = APIRouter(tags=["edgepd"])
 
@@ -56,18 +52,6 @@ class ActivateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     generation: Number
     expected: Number | None = None
-
-
-@router.get("/healthz")
-def healthz(services: Access) -> dict[str, Any]:
-    """Say whether the daemon can answer."""
-    return {
-        "status": "ready" if services.engine.alive else "failed",
-        "version": __version__,
-        "pid": os.getpid(),
-        "uptime_s": round(time.monotonic() - services.started_at, 1),
-        "model": services.generations.base.name,
-    }
 
 
 @router.post("/edgepd/v1/feedback")
@@ -154,41 +138,6 @@ def rollback(body: RollbackRequest, services: Access) -> dict[str, Any]:
 def activate(body: ActivateRequest, services: Access) -> dict[str, Any]:
     """Make a generation serve all new requests."""
     return _switched(services.generations.activate(body.generation, body.expected))
-
-
-@router.get("/edgepd/v1/status")
-def status(services: Access) -> dict[str, Any]:
-    """Show what the daemon is doing, and what is wrong."""
-    generations, version = services.generations, services.generations.current
-    with services.store.read() as conn:
-        learnable = examples.training_examples(conn, services.settings.train.accepted_weight)
-        counts = feedback.counts(conn)
-        stored = conn.execute("SELECT count(*) FROM interactions").fetchone()[0]
-        last = runs.runs(conn, 1)
-    serving = generations.get(version.generation)
-    problems = [p for p in (generations.problem, services.recorder.problem) if p]
-    return {
-        "version": __version__,
-        "pid": os.getpid(),
-        "uptime_s": round(time.monotonic() - services.started_at, 1),
-        "socket": str(services.paths.socket),
-        "model": {
-            "name": generations.base.name,
-            "sha256": generations.base.sha256,
-            "path": str(generations.base.path),
-        },
-        "generation": {
-            name: getattr(serving, name) for name in ("id", "kind", "model_file", "adapter_file", "activated_at")
-        },
-        "engine": asdict(services.engine.status()),
-        "profile": {"interactions": stored, **counts, "examples": len(learnable)},
-        "training": {
-            "run": asdict(last[0]) if last else None,
-            "progress": progress_fields(services.trainer.progress),
-        },
-        "memory": {"rss_bytes": psutil.Process().memory_info().rss},
-        "problems": problems,
-    }
 
 
 def _interaction_id(services: Services, given: str) -> str:

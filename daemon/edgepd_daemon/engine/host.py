@@ -2,90 +2,70 @@
 
 The idea: a host has a fixed number of slots, each one a llama.cpp sequence. A step takes one version (an adapter or
 none), gathers the next tokens of all its answers and pieces of its prompts into one batch, and runs it. Invariants:
-a batch never mixes versions; a slot's KV cells were all computed with the slot's version, so the longest common
-prefix may be reused by a request of the same version and by no other.
+a batch never mixes versions; what a slot has in its KV cache is always a beginning of its answer's history, whatever
+was interrupted.
 What this does not do: decide which version steps next, or wait for anything. Only the engine thread calls it.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
-from edgepd.chat import ChatFormat
+from edgepd.chat import ChatFormat, MakeTemplate
+from edgepd.errors import EdgepdError, RequestError
 from edgepd.llama import Context, Entry, LoraAdapter, Model
-from edgepd_daemon.engine.sampler import Sampler
+from edgepd.llama.memory import trim
+from edgepd_daemon.engine.embedder import Embedder, EmbedJob, Vector
+from edgepd_daemon.engine.governor import Governor
+from edgepd_daemon.engine.sampler import NO_TOKEN, Sampler, score
+from edgepd_daemon.engine.saved import SavedStates
+from edgepd_daemon.engine.slots import Answer, Slot, place
 from edgepd_daemon.engine.text import TextStream
-from edgepd_daemon.engine.types import Event, Finished, Request, Text, Timings, Version
+from edgepd_daemon.engine.types import Counters, EngineSizes, Event, Failed, Finished, Request, Text, Version
 
-
-@dataclass(eq=False)
-class Answer:
-    """An answer that is being generated in a slot."""
-
-    request: Request
-    sampler: Sampler
-    text: TextStream
-    submitted: float  # monotonic seconds, as all times here
-    admitted: float
-    cached_tokens: int
-    next_token: int | None = None  # sampled but not yet in the KV cache
-    completion_tokens: int = 0
-    first_token: float | None = None
-
-    def timings(self, now: float) -> Timings:
-        """Return what the answer has cost so far."""
-        first = self.first_token if self.first_token is not None else now
-        return Timings(
-            prompt_tokens=len(self.request.prompt),
-            cached_tokens=self.cached_tokens,
-            completion_tokens=self.completion_tokens,
-            queue_ms=(self.admitted - self.submitted) * 1000,
-            ttft_ms=(first - self.submitted) * 1000,
-            decode_ms=(now - first) * 1000,
-        )
-
-
-@dataclass
-class Slot:
-    """One sequence of the context: what its KV cache holds and who uses it."""
-
-    index: int
-    version: Version | None = None
-    tokens: list[int] = field(default_factory=list)
-    answer: Answer | None = None
-    used_at: float = 0.0
-
-    def reusable(self, request: Request) -> int:
-        """Return how many tokens of the request's prompt this slot's cache already holds."""
-        if self.version != request.version or not request.reuse_cache:
-            return 0
-        # The last prompt token is always computed again: its logits start the answer.
-        return min(len(os.path.commonprefix([self.tokens, request.prompt])), len(request.prompt) - 1)
+# Tokens that a shift keeps in front. Attention collapses onto the first few (StreamingLLM, arXiv 2309.17453, §3).
+SINK_TOKENS = 4
 
 
 class ModelHost:
     """A model file, loaded and ready to generate."""
 
-    def __init__(self, path: Path, *, slots: int, context_tokens: int, batch_tokens: int, threads: int) -> None:
-        """Load the model and allocate its KV cache. Raises ModelError. May run on any thread."""
+    def __init__(
+        self,
+        path: Path,
+        sizes: EngineSizes,
+        counters: Counters,
+        make_template: MakeTemplate,
+        progress: Callable[[float], None],
+    ) -> None:
+        """Load the model and allocate its KV cache. Raises ModelError or TemplateError. May run on any thread."""
         self.path = path
-        self.model = Model(path)
-        self.chat = ChatFormat(self.model)
-        self.context = Context(
-            self.model,
-            context_tokens=context_tokens,
-            sequences=slots,
-            batch_tokens=batch_tokens,
-            threads=threads,
-        )
-        self.slots = [Slot(i) for i in range(slots)]
+        self.sizes = sizes
+        self.model = Model(path, progress=progress)
+        try:
+            self.facts = self.model.facts()
+            self.chat = ChatFormat(self.model, make_template)
+            self.context = Context(
+                self.model,
+                context_tokens=sizes.context_tokens,
+                sequences=sizes.slots,
+                batch_tokens=sizes.batch_tokens,
+                threads=sizes.threads,
+                kv_type=sizes.kv_type,
+            )
+        except EdgepdError:
+            self.model.close()
+            raise
+        self.embedder = Embedder(self.model, sizes)
+        self.slots = [Slot(i) for i in range(sizes.slots)]
         self.adapters: dict[Path, LoraAdapter] = {}
+        self.keep_alive: float | None = None  # what the last request asked for, in seconds
         self.used_at = time.monotonic()
-        self.switches = 0
-        self.last_switch_ms = 0.0
+        self._counters = counters
+        self._governor = Governor(sizes.threads)
 
     def load_adapter(self, path: Path) -> None:
         """Load an adapter file beside the model, once. Raises AdapterError."""
@@ -106,46 +86,80 @@ class ModelHost:
         return sum(s.answer is None for s in self.slots)
 
     def active_versions(self) -> list[Version]:
-        """Return the versions with running answers, each once."""
-        return list(dict.fromkeys(s.answer.request.version for s in self.slots if s.answer))
+        """Return the versions with running answers, each once. Any thread."""
+        answers = [s.answer for s in self.slots]
+        return list(dict.fromkeys(a.request.version for a in answers if a is not None))
 
     def admit(self, request: Request, submitted: float) -> None:
-        """Start an answer in the free slot whose cache serves it best."""
-        free = [s for s in self.slots if s.answer is None]
-        slot = max(free, key=lambda s: (s.reusable(request), -s.used_at))
-        cached = slot.reusable(request)
-        if not self.context.forget(slot.index, cached):
-            cached = 0
-            self.context.forget(slot.index)
+        """Start an answer in the slot that serves it best; tell the request if it cannot be started."""
+        try:
+            sampler = Sampler(request.sampling, self.model, request.grammar)
+        except RequestError as error:
+            request.emit(Failed(error))
+            return
+        sampler.prime(request.prompt)
+        chosen = place(self.slots, request)
+        slot = chosen.slot
         slot.version = request.version
-        slot.tokens = request.prompt[:cached]
+        slot.private = not request.persist
+        slot.awaits = chosen.awaits
         slot.answer = Answer(
             request=request,
-            sampler=Sampler(request.sampling, self.model.n_vocab),
+            sampler=sampler,
             text=TextStream(request.stop),
             submitted=submitted,
             admitted=time.monotonic(),
-            cached_tokens=cached,
+            cached_tokens=0,
+            history=list(request.prompt),
         )
+        self._fill(slot, chosen.source, chosen.cached)
+        self.keep_alive = request.keep_alive
 
-    def step(self, version: Version) -> int:
-        """Run one batch for `version`; return how many tokens were generated. Raises ModelError."""
+    def _fill(self, slot: Slot, source: Slot | None, cached: int) -> None:
+        """Make the slot's cache hold the first `cached` tokens of its answer's history, copied from `source`."""
+        if slot.answer is None:
+            return
+        if source is not None:
+            self.context.copy(source.index, slot.index)
+        slot.tokens = slot.answer.history[: self._forget_after(slot, cached)]
+        slot.answer.cached_tokens = len(slot.tokens)
+
+    def _forget_after(self, slot: Slot, kept: int) -> int:
+        """Drop a slot's cells after the first `kept`; return how many are left, none where only all can be dropped."""
+        if self.context.forget(slot.index, kept):
+            return kept
+        self.context.forget(slot.index)
+        return 0
+
+    def step(self, version: Version) -> None:
+        """Run one batch for `version`. Raises ModelError."""
         self._switch(version)
         slots = [s for s in self.slots if s.answer and s.answer.request.version == version]
-        entries: list[Entry] = []
-        sampling: list[tuple[Slot, int]] = []  # slot and the index of its last entry
-        # Answers that are under way come first: a long prompt must not make them stutter.
-        for slot in sorted(slots, key=lambda s: s.answer is None or s.answer.next_token is None):
-            entries += self._next_entries(slot, self.context.batch_tokens - len(entries))
-            if entries and entries[-1].sequence == slot.index and entries[-1].wants_logits:
-                sampling.append((slot, len(entries) - 1))
-        self.context.decode(entries)
+        self._copy_awaited(slots)
+        entries, outputs = self._gather([s for s in slots if s.awaits is None])
+        self.used_at = time.monotonic()
+        if not entries:
+            return
+        if not self._decode(entries, only_decoding=len(outputs) == len(entries)):
+            for slot in {e.sequence: self.slots[e.sequence] for e in entries}.values():
+                del slot.tokens[self._forget_after(slot, len(slot.tokens)) :]
+            return
         for entry in entries:
             self.slots[entry.sequence].tokens.append(entry.token)
-        for slot, index in sampling:
+        for slot, index in outputs:
             self._sampled(slot, index)
-        self.used_at = time.monotonic()
-        return len(sampling)
+        self._counters.tokens_generated += len(outputs)
+
+    def _decode(self, entries: list[Entry], *, only_decoding: bool) -> bool:
+        """Run a batch and let the governor choose the threads for the next one."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        decoded = self.context.decode(entries)
+        if only_decoding and decoded and self.sizes.adapt_threads:
+            before = self._governor.threads
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if (threads := self._governor.observe(len(entries), wall, cpu)) != before:
+                self.context.set_threads(threads)
+        return decoded
 
     def _switch(self, version: Version) -> None:
         wanted = self.adapters[version.adapter] if version.adapter else None
@@ -153,18 +167,39 @@ class ModelHost:
             return
         started = time.monotonic()
         self.context.set_adapter(wanted, version.scale)
-        self.last_switch_ms = (time.monotonic() - started) * 1000
-        self.switches += 1
+        self._counters.last_switch_ms = (time.monotonic() - started) * 1000
+        self._counters.switches += 1
 
-    def _next_entries(self, slot: Slot, room: int) -> list[Entry]:
-        """Return the next tokens of a slot's answer or prompt, at most `room`."""
-        assert slot.answer is not None  # noqa: S101 - the caller filtered; this is for the type checker
-        at = len(slot.tokens)
-        if slot.answer.next_token is not None:
-            return [Entry(slot.answer.next_token, at, slot.index, True)][:room]
-        prompt = slot.answer.request.prompt
-        end = min(at + room, len(prompt))
-        return [Entry(prompt[i], i, slot.index, i == len(prompt) - 1) for i in range(at, end)]
+    def _copy_awaited(self, slots: list[Slot]) -> None:
+        """Give the slots that waited for a neighbour's prefill a copy of it."""
+        for slot in slots:
+            if slot.awaits is None or slot.answer is None or not slot.awaits.done:
+                continue
+            neighbour, slot.awaits = slot.awaits.slot, None
+            there = neighbour.reusable(slot.answer.request)
+            if there > len(slot.tokens):
+                self._fill(slot, neighbour, there)
+
+    def _gather(self, slots: list[Slot]) -> tuple[list[Entry], list[tuple[Slot, int]]]:
+        """Return the batch, and the slots that get a new token with the index of the entry that gives it."""
+        decoding = [s for s in slots if s.answer and s.answer.decoding]
+        prefilling = [s for s in slots if s.answer and not s.answer.decoding]
+        entries: list[Entry] = []
+        outputs: list[tuple[Slot, int]] = []
+        for slot in decoding + prefilling:
+            # Answers that are under way come first; the prompts share what is left, and take a smaller share of
+            # the time when somebody is reading: a long prompt must not make the others' text stutter.
+            room = self.context.batch_tokens - len(entries)
+            if slot in prefilling:
+                room = min(room, max(1, self._prefill_room(bool(decoding)) // len(prefilling)))
+            taken = _next_entries(slot, room)
+            entries += taken
+            if taken and taken[-1].wants_output:
+                outputs.append((slot, len(entries) - 1))
+        return entries, outputs
+
+    def _prefill_room(self, others_decode: bool) -> int:
+        return max(1, self.context.batch_tokens // 4) if others_decode else self.context.batch_tokens
 
     def _sampled(self, slot: Slot, index: int) -> None:
         """Choose the next token of a slot's answer, emit its text, and end the answer where it ends."""
@@ -175,25 +210,54 @@ class ModelHost:
         token = answer.sampler.sample(self.context, index)
         if answer.first_token is None:
             answer.first_token = time.monotonic()
+        if token == NO_TOKEN:
+            self.abandon(slot, Failed(RequestError("no token continues the answer as the grammar wants it")))
+            return
         if self.model.is_end(token) and not request.ignore_end:
             self.end(slot, "stop")
             return
-        answer.next_token = token
+        answer.history.append(token)
         answer.completion_tokens += 1
-        _emit_text(request, answer.text.feed(self.model.piece(token)))
-        if answer.text.stopped:
+        answer.pending_tokens += 1
+        if request.logprobs is not None:
+            answer.scored.append(score(self.model, self.context.logits(index), token, request.logprobs))
+        _emit_text(answer, answer.text.feed(self._shown(token, request.markers)))
+        if answer.text.stopped is not None:
             self.end(slot, "stop")
-        elif answer.completion_tokens >= request.max_tokens or len(slot.tokens) + 1 >= self.context.tokens_per_sequence:
+        elif answer.completion_tokens >= request.max_tokens or not self._has_room(slot):
             self.end(slot, "length")
+
+    def _shown(self, token: int, markers: tuple[str, ...]) -> bytes:
+        """Return the bytes that a token adds to the text: those of a control token only if it is a marker."""
+        piece = self.model.piece(token)
+        if not piece and markers:
+            special = self.model.piece(token, special=True)
+            return special if special.decode(errors="replace") in markers else piece
+        return piece
+
+    def _has_room(self, slot: Slot) -> bool:
+        """Say whether the slot can take another token; shift its cache if the request allows it and it must."""
+        window = self.sizes.context_tokens
+        if len(slot.tokens) + 1 < window:
+            return True
+        if slot.answer is None or not slot.answer.request.shift:
+            return False
+        dropped = (len(slot.tokens) - SINK_TOKENS) // 2
+        if dropped < 1 or not self.context.shift(slot.index, SINK_TOKENS, SINK_TOKENS + dropped):
+            return False
+        for tokens in (slot.tokens, slot.answer.history):
+            del tokens[SINK_TOKENS : SINK_TOKENS + dropped]
+        # What is left was computed in the sight of what is gone: nobody else may use it.
+        slot.version = None
+        return True
 
     def end(self, slot: Slot, reason: str) -> None:
         """Finish the answer in `slot`: flush its text, report its timings, keep its cache for the next turn."""
         answer = slot.answer
         if answer is None:
             return
-        now = time.monotonic()
-        _emit_text(answer.request, answer.text.finish())
-        self._vacate(slot, Finished(reason, answer.timings(now)))
+        _emit_text(answer, answer.text.finish(), last=True)
+        self._vacate(slot, Finished(reason, answer.timings(time.monotonic()), answer.text.stopped))
 
     def abandon(self, slot: Slot, event: Event) -> None:
         """End the answer in `slot` with `event` and drop its cache, whose state is not known any more."""
@@ -203,21 +267,74 @@ class ModelHost:
 
     def _vacate(self, slot: Slot, event: Event) -> None:
         answer = slot.answer
-        slot.answer = None
+        slot.answer = slot.awaits = None
         slot.used_at = self.used_at = time.monotonic()
         if answer is not None:
             answer.sampler.close()
+            self._counters.prompt_tokens += len(answer.request.prompt)
+            self._counters.cached_tokens += answer.cached_tokens
             answer.request.emit(event)
 
+    def save_states(self, saved: SavedStates) -> None:
+        """Write the conversations in the KV cache to disk."""
+        if self.context.copying:
+            return  # some slot's cells are not there yet; a cache may be lost
+        for slot in sorted(self.slots, key=lambda s: s.used_at):
+            if slot.version and slot.tokens and not slot.private and slot.answer is None:
+                saved.save(slot.version, slot.tokens, self.context.state(slot.index))
+
+    def restore_states(self, saved: SavedStates, version: Version) -> None:
+        """Fill empty slots with conversations of `version` from disk."""
+        empty = [s for s in self.slots if s.answer is None and not s.tokens]
+        for slot, (tokens, state) in zip(empty, saved.load(version, len(empty)), strict=False):
+            if self.context.restore(slot.index, state):
+                slot.version, slot.tokens, slot.used_at = version, tokens, time.monotonic()
+
+    def embed(self, inputs: list[list[int]], future: Future[list[Vector]], keep_alive: float | None) -> None:
+        """Queue inputs to embed."""
+        self.used_at = time.monotonic()
+        self.keep_alive = keep_alive
+        self.embedder.push(EmbedJob(inputs, future))
+
+    def set_threads(self, threads: int) -> None:
+        """Use `threads` from the next step on."""
+        self._governor = Governor(threads)
+        self.context.set_threads(threads)
+        self.embedder.set_threads(threads)
+
+    def prefills(self, request: Request) -> bool:
+        """Whether the prompt of a request is being computed. Any thread."""
+        answers = [s.answer for s in self.slots]
+        return any(a is not None and a.request is request and not a.decoding for a in answers)
+
+    def interrupt(self) -> None:
+        """Stop the batch that is running. Any thread."""
+        self.context.interrupt()
+        self.embedder.interrupt()
+
     def close(self) -> None:
-        """Free the adapters, the context and the model, in this order."""
+        """Free the adapters, the contexts and the model, in this order."""
+        self.embedder.close()
         self.release_adapters(set())
         self.context.close()
         for adapter in self.adapters.values():
             adapter.close()
         self.model.close()
+        trim()
 
 
-def _emit_text(request: Request, text: str) -> None:
-    if text:
-        request.emit(Text(text))
+def _next_entries(slot: Slot, room: int) -> list[Entry]:
+    """Return the next tokens of a slot's history that are not in its cache, at most `room`."""
+    if slot.answer is None:
+        return []
+    history, at = slot.answer.history, len(slot.tokens)
+    end = min(at + room, len(history))
+    return [Entry(history[i], i, slot.index, i == len(history) - 1) for i in range(at, end)]
+
+
+def _emit_text(answer: Answer, text: str, *, last: bool = False) -> None:
+    if not text and not (last and answer.scored):
+        return
+    answer.request.emit(Text(text, answer.pending_tokens, tuple(answer.scored)))
+    answer.pending_tokens = 0
+    answer.scored = []

@@ -1,305 +1,230 @@
-"""The engine thread: takes requests, steps the hosts in turn, and switches versions between steps.
+"""The engine thread: takes requests, steps the models in turn, and switches versions between steps.
 
-The idea: everything that touches llama.cpp happens on one thread, which alternates between running the commands
-that other threads post and stepping one version of one host. A swap is therefore nothing but new requests carrying
-another version: answers that are running go on with theirs, turn by turn.
-Invariants: each request ends with exactly one `Finished` or `Failed`; a host is closed only when none of its slots
-is in use and it is not kept.
-What this does not do: tokenise, render templates, or know what a generation is beyond its version record.
+The idea: everything that generates with llama.cpp happens on one thread, which alternates between running the
+commands that other threads post and stepping one version of one model. A swap is therefore nothing but new requests
+carrying another version: answers that are running go on with theirs, turn by turn.
+Invariants: each request ends with exactly one `Finished` or `Failed`; a model is closed only when none of its slots
+is in use.
+What this does not do: know what a generation is beyond its version record, or what a client asked for (see
+`Engine`, which other threads use).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import queue
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from edgepd.errors import BusyError, ContextOverflowError, EdgepdError, ModelError
-from edgepd.template import Message
-from edgepd_daemon.engine.host import ModelHost, Slot
-from edgepd_daemon.engine.types import EngineStatus, Failed, Finished, Request, Timings, Version
+from edgepd.errors import BusyError, EdgepdError, ModelError
+from edgepd_daemon.engine.hosts import Hosts
+from edgepd_daemon.engine.saved import SavedStates
+from edgepd_daemon.engine.types import Counters, Failed, Finished, Request, Timings, Version
+from edgepd_daemon.engine.waiting import WaitingQueue
+
+if TYPE_CHECKING:
+    from edgepd_daemon.engine.host import ModelHost
+    from edgepd_daemon.engine.slots import Slot
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-STOPPED = "the engine has stopped; restart the daemon"
 IDLE_CLOSE_SECONDS = 30.0  # a model that is not the active one is closed after this long without a request
+GRACE_SECONDS = 2.0  # a model that was just made ready for a request is not closed before it can arrive
+LONGEST_SLEEP_SECONDS = 5.0
+UNLOADED = "the model was unloaded just now; try again"
 
 
-class Engine:
-    """Generates answers on a thread of its own. All public methods may be called from any thread."""
+class EngineLoop:
+    """What runs on the engine thread, and the little that other threads may see of it."""
 
-    def __init__(self, *, slots: int, context_tokens: int, batch_tokens: int, threads: int, max_queue: int) -> None:
-        """Prepare an engine; `start` starts its thread."""
-        self.context_tokens = context_tokens
-        self._open_host = partial(
-            ModelHost, slots=slots, context_tokens=context_tokens, batch_tokens=batch_tokens, threads=threads
-        )
-        self._max_queue = max_queue
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waiting: deque[tuple[Request, float]] = deque()
-        self._queued = 0  # requests submitted and not yet admitted; guarded by _lock
-        self._lock = threading.Lock()
-        self._loading = threading.Lock()  # held while a thread opens a model file, so that none is opened twice
-        self._open_hosts = threading.Lock()  # held while another thread uses a host's tokenizer, and to close hosts
-        self._hosts: dict[Path, ModelHost] = {}
-        self._kept: Version | None = None
+    def __init__(
+        self,
+        hosts: Hosts,
+        saved: SavedStates,
+        counters: Counters,
+        keep_alive: float,
+        left_queue: Callable[[], None],
+    ) -> None:
+        """`keep_alive` is in seconds; `left_queue` is called once for each request."""
+        self.hosts = hosts
+        self.keep_alive = keep_alive
+        self.kept: Version | None = None
+        self.waiting = WaitingQueue()
+        self.commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.stopping = False
+        self.died: BaseException | None = None
+        self._left_queue = left_queue
+        self._saved = saved
+        self._counters = counters
         self._turn = 0
-        self._tokens_generated = 0
-        self._stopping = False
-        self._closed = False  # no further commands are taken; guarded by _lock
-        self._died: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._turned_at = time.monotonic()
+        self._asleep = True
 
-    def start(self) -> None:
-        """Start the engine thread."""
-        self._thread.start()
+    def beat(self) -> float:
+        """Return when the loop turned last, in monotonic seconds; now, if it has nothing to do. Any thread."""
+        return time.monotonic() if self._asleep else self._turned_at
 
-    def stop(self) -> None:
-        """End all answers as cancelled, free every model and stop the thread."""
-
-        def halt() -> None:
-            self._stopping = True
-
-        if self.alive:
-            with contextlib.suppress(ModelError):  # the thread is ending by itself just now
-                self._post(halt)
-            self._thread.join()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread is running."""
-        return self._thread.is_alive()
-
-    def submit(self, request: Request) -> None:
-        """Queue a request whose version was prepared. Raises BusyError or ContextOverflowError at once."""
-        if len(request.prompt) >= self.context_tokens:
-            raise ContextOverflowError(
-                f"the prompt has {len(request.prompt)} tokens, but the context window holds {self.context_tokens} "
-                "with at least one for the answer; shorten the conversation or raise serve.context_tokens"
-            )
-        with self._lock:
-            if self._queued >= self._max_queue:
-                raise BusyError(f"{self._queued} requests are waiting already; try again later")
-            self._queued += 1
-        submitted = time.monotonic()
-        self._post(lambda: self._waiting.append((request, submitted)))
-
-    def cancel(self, request: Request) -> None:
-        """End a request early; it gets `Finished("cancelled")` unless it has ended already."""
-        self._post(lambda: self._cancel(request))
-
-    def prepare(self, version: Version) -> None:
-        """Load what `version` needs, without disturbing answers that are running. Blocks until done.
-
-        The model file is opened on the calling thread, only the adapter on the engine's. Raises ModelError or
-        AdapterError; then nothing has changed.
-        """
-        with self._loading:
-            if self._call(lambda: self._touch(version.model)):
-                self._call(lambda: self._load_adapter(self._hosts[version.model], version))
-                return
-            host = self._open_host(version.model)
-            try:
-                self._call(lambda: self._take_in(host, version))
-            except BaseException:
-                host.close()
-                raise
-
-    def keep(self, version: Version) -> None:
-        """Hold this version's model and adapter in memory; others are closed once they are idle."""
-
-        def set_kept() -> None:
-            self._kept = version
-
-        self._call(set_kept)
-
-    def status(self) -> EngineStatus:
-        """Return a snapshot. Raises ModelError if the engine has stopped."""
-        return self._call(self._snapshot)
-
-    def encode(self, version: Version, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt's tokens in the chat format of a prepared version's model.
-
-        Raises TemplateError if the model's template refuses the messages, BusyError if the model was just unloaded.
-        """
-        with self._open_hosts:
-            if self._closed:
-                raise ModelError(STOPPED)
-            host = self._hosts.get(version.model)
-            if host is None:
-                raise BusyError("the model was unloaded just now; try again")
-            host.used_at = time.monotonic()
-            return host.chat.prompt(messages)
-
-    def is_prepared(self, version: Version) -> bool:
-        """Whether a request of this version could be admitted now."""
-        host = self._hosts.get(version.model)
-        return host is not None and (version.adapter is None or version.adapter in host.adapters)
-
-    def _call(self, job: Callable[[], T]) -> T:
-        """Run `job` on the engine thread and return its result."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(job())
-            except Exception as error:  # noqa: BLE001 - the edge of the thread: whoever waits gets it
-                future.set_exception(error)
-
-        self._post(run)
-        return future.result()
-
-    def _post(self, command: Callable[[], None]) -> None:
-        """Hand a command to the engine thread. Raises ModelError once it takes no more."""
-        with self._lock:
-            if self._closed:
-                raise ModelError(STOPPED)
-            self._commands.put(command)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run until told to stop; then tell everyone who waits, and free everything."""
         try:
-            while not self._stopping:
+            while not self.stopping:
+                self._turned_at = time.monotonic()
+                # Before the commands are taken: one that is posted from here on interrupts the step again.
+                for host in self.hosts.all():
+                    host.context.resume()
                 self._take_commands()
                 self._admit()
                 self._step()
                 self._close_idle()
         except BaseException as error:  # noqa: BLE001 - the edge of the thread: whoever waits must be told
             log.exception("the engine thread died")
-            self._died = error
-        finally:
-            self._shut_down()
+            self.died = error
 
     def _take_commands(self) -> None:
-        """Run what other threads posted; sleep here when there is nothing to generate."""
-        busy = bool(self._waiting) or any(h.active_versions() for h in self._hosts.values())
+        """Run what other threads posted; sleep here when there is nothing to do."""
+        busy = bool(self.waiting) or any(h.active_versions() or h.embedder.busy for h in self.hosts.all())
         try:
-            command = self._commands.get_nowait() if busy else self._commands.get(timeout=IDLE_CLOSE_SECONDS / 3)
+            if busy:
+                command = self.commands.get_nowait()
+            else:
+                self._asleep = True
+                try:
+                    command = self.commands.get(timeout=self._sleep_seconds())
+                finally:
+                    self._asleep = False
+                    self._turned_at = time.monotonic()
             while True:
                 command()
-                command = self._commands.get_nowait()
+                command = self.commands.get_nowait()
         except queue.Empty:
             return
 
-    def _admit(self) -> None:
-        """Move waiting requests into free slots, oldest first."""
-        for _ in range(len(self._waiting)):
-            request, submitted = self._waiting.popleft()
-            host = self._hosts.get(request.version.model)
-            if host is not None and host.free_slots() == 0:
-                self._waiting.append((request, submitted))
-                continue
-            with self._lock:
-                self._queued -= 1
-            if host is None or not self.is_prepared(request.version):
-                request.emit(Failed(BusyError("the model was unloaded just now; try again")))
-            else:
-                self._admit_to(host, request, submitted)
+    def _sleep_seconds(self) -> float:
+        now = time.monotonic()
+        left = [self.expires_in(host, now) for host in self.hosts.all()]
+        return max(0.01, min([LONGEST_SLEEP_SECONDS, *(s for s in left if s is not None)]))
 
-    def _admit_to(self, host: ModelHost, request: Request, submitted: float) -> None:
-        try:
-            host.admit(request, submitted)
-        except BaseException:
-            self._waiting.appendleft((request, submitted))  # so that it is told too when the thread ends
-            raise
+    def _admit(self) -> None:
+        """Move waiting requests into free slots, as long as there are any."""
+        while self.waiting:
+            answers = [s.answer for h in self.hosts.all() for s in h.slots if s.answer]
+            running = Counter(a.request.client for a in answers)
+            chosen = self.waiting.pop(self._admissible, running)
+            if chosen is None:
+                return
+            self._left_queue()
+            host = self.hosts.get(chosen.request.version.model)
+            if host is None or not self.is_prepared(chosen.request.version):
+                chosen.request.emit(Failed(BusyError(UNLOADED)))
+                continue
+            try:
+                host.admit(chosen.request, chosen.submitted)
+            except BaseException:
+                chosen.request.emit(Failed(ModelError("the engine failed; see the daemon's log")))
+                raise
+
+    def _admissible(self, request: Request) -> bool:
+        host = self.hosts.get(request.version.model)
+        return host is None or host.free_slots() > 0
+
+    def is_prepared(self, version: Version) -> bool:
+        """Whether a request of this version could be admitted now. Any thread."""
+        host = self.hosts.get(version.model)
+        return host is not None and (version.adapter is None or version.adapter in host.adapters)
 
     def _step(self) -> None:
-        """Let the version whose turn it is generate its next tokens."""
-        turns = [(host, version) for host in self._hosts.values() for version in host.active_versions()]
+        """Let the version, or the embeddings, whose turn it is have one batch."""
+        turns: list[tuple[ModelHost, Version | None]] = []
+        for host in self.hosts.all():
+            turns += [(host, version) for version in host.active_versions()]
+            turns += [(host, None)] if host.embedder.busy else []
         if not turns:
             return
         self._turn = (self._turn + 1) % len(turns)
         host, version = turns[self._turn]
+        if version is None:
+            host.used_at = time.monotonic()
+            host.embedder.step()
+            return
         try:
-            self._tokens_generated += host.step(version)
+            host.step(version)
         except EdgepdError as error:
             log.error("generation %d failed: %s", version.generation, error)
             for slot in _slots_of(host, version):
                 host.abandon(slot, Failed(error))
 
-    def _cancel(self, request: Request) -> None:
-        for waiting in [w for w in self._waiting if w[0] is request]:
-            self._waiting.remove(waiting)
-            with self._lock:
-                self._queued -= 1
-            elapsed = (time.monotonic() - waiting[1]) * 1000
+    def cancel(self, request: Request) -> None:
+        """End a request that waits or runs as cancelled."""
+        waiting = self.waiting.remove(request)
+        if waiting is not None:
+            self._left_queue()
+            elapsed = (time.monotonic() - waiting.submitted) * 1000
             request.emit(Finished("cancelled", Timings(len(request.prompt), 0, 0, elapsed, elapsed, 0.0)))
-        for host in self._hosts.values():
+            self._counters.cancelled += 1
+        for host in self.hosts.all():
             for slot in host.slots:
                 if slot.answer is not None and slot.answer.request is request:
                     host.end(slot, "cancelled")
+                    self._counters.cancelled += 1
 
-    def _touch(self, path: Path) -> bool:
-        """Say whether a model is loaded, and keep it from being closed as idle for a while."""
-        host = self._hosts.get(path)
-        if host is not None:
-            host.used_at = time.monotonic()
-        return host is not None
+    def take_in(self, host: ModelHost, version: Version) -> None:
+        """Take over a model that another thread opened, unless the adapter it was opened for is refused."""
+        load_adapter(host, version)
+        self.hosts.add(host)
+        host.restore_states(self._saved, version)
 
-    def _load_adapter(self, host: ModelHost, version: Version) -> None:
-        if version.adapter is not None:
-            host.load_adapter(version.adapter)
-
-    def _take_in(self, host: ModelHost, version: Version) -> None:
-        """Take over a host that another thread opened, unless the adapter it was opened for is refused."""
-        self._load_adapter(host, version)
-        self._hosts[host.path] = host
+    def expires_in(self, host: ModelHost, now: float) -> float | None:
+        """Return in how many seconds a model is to be unloaded, None if never. Any thread."""
+        limit = self.keep_alive if host.keep_alive is None else host.keep_alive
+        if self.kept is not None and host.path != self.kept.model:
+            limit = min(limit, IDLE_CLOSE_SECONDS)
+        return None if limit == math.inf else host.used_at + max(limit, GRACE_SECONDS) - now
 
     def _close_idle(self) -> None:
         now = time.monotonic()
-        kept_adapter = {self._kept.adapter} if self._kept and self._kept.adapter else set()
-        wanted = {request.version.model for request, _ in self._waiting}
-        for path, host in list(self._hosts.items()):
-            if now - host.used_at < IDLE_CLOSE_SECONDS or path in wanted or host.active_versions():
+        wanted = {waiting.request.version.model for waiting in self.waiting}
+        kept_adapters = {self.kept.adapter} if self.kept and self.kept.adapter else set()
+        for host in self.hosts.all():
+            if host.active_versions() or host.embedder.busy or host.path in wanted or self.hosts.in_use(host.path):
                 continue
-            if self._kept is None or path == self._kept.model:
-                host.release_adapters(kept_adapter)
-            else:
-                with self._open_hosts:
-                    del self._hosts[path]
-                    host.close()
-                log.info("closed %s, idle for %d s", path.name, now - host.used_at)
+            host.embedder.close_idle(now)
+            if now - host.used_at > IDLE_CLOSE_SECONDS:
+                host.release_adapters(kept_adapters)
+            left = self.expires_in(host, now)
+            if left is not None and left <= 0:
+                self.close(host)
 
-    def _snapshot(self) -> EngineStatus:
-        hosts = list(self._hosts.values())
-        return EngineStatus(
-            queued=len(self._waiting),
-            active=sum(len(h.slots) - h.free_slots() for h in hosts),
-            versions_in_use=sorted({v.generation for h in hosts for v in h.active_versions()}),
-            models=[h.path.name for h in hosts],
-            switches=sum(h.switches for h in hosts),
-            last_switch_ms=max((h.last_switch_ms for h in hosts), default=0.0),
-            tokens_generated=self._tokens_generated,
-        )
+    def close(self, host: ModelHost) -> None:
+        """Save a model's conversations and unload it."""
+        host.save_states(self._saved)
+        self.hosts.close(host)
+        log.info("unloaded %s", host.path.name)
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
         """Tell everyone who waits, then free everything."""
-        with self._lock:
-            self._closed = True
-        while not self._commands.empty():
-            self._commands.get_nowait()()
-        died = None if self._died is None else ModelError("the engine failed; see the daemon's log")
-        for request, _ in self._waiting:
+        died = None if self.died is None else ModelError("the engine failed; see the daemon's log")
+        for request, _ in self.waiting:
             request.emit(Failed(died or BusyError("the daemon is shutting down")))
-        for host in self._hosts.values():
+        for host in self.hosts.all():
+            host.embedder.fail(died or BusyError("the daemon is shutting down"))
             for slot in host.slots:
                 if died is not None:
                     host.abandon(slot, Failed(died))
                 else:
                     host.end(slot, "cancelled")
-        with self._open_hosts:
-            for host in self._hosts.values():
-                host.close()
-            self._hosts.clear()
+            if died is None:
+                self.close(host)
+            else:
+                self.hosts.close(host)
+
+
+def load_adapter(host: ModelHost, version: Version) -> None:
+    """Load the adapter of a version, if it has one. Raises AdapterError."""
+    if version.adapter is not None:
+        host.load_adapter(version.adapter)
 
 
 def _slots_of(host: ModelHost, version: Version) -> list[Slot]:

@@ -19,7 +19,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = [s for s in stop if s]
         self._held = ""
-        self.stopped = False
+        self.stopped: str | None = None  # the stop string that was met
 
     def feed(self, piece: bytes) -> str:
         """Add a token's bytes; return the text that is settled by now."""
@@ -27,21 +27,21 @@ class TextStream:
 
     def finish(self) -> str:
         """Return what was held back, once no more tokens come."""
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         rest = self._settle(self._decoder.decode(b"", final=True)) + self._held
         self._held = ""
         return rest
 
     def _settle(self, text: str) -> str:
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         held = self._held + text
-        found = [(at + len(s), at) for s in self._stop if (at := held.find(s)) >= 0]
+        found = [(at + len(s), at, s) for s in self._stop if (at := held.find(s)) >= 0]
         if found:
-            self.stopped = True
+            _, at, self.stopped = min(found)
             self._held = ""
-            return held[: min(found)[1]]
+            return held[:at]
         keep = max((_overlap(held, s) for s in self._stop), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

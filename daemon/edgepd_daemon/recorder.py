@@ -1,0 +1,100 @@
+"""Writes answers into the profile while they are generated.
+
+The invariant: an answer ends in the profile exactly once; a profile that cannot be written never stops an answer,
+but the problem is remembered and told.
+What this does not do: decide when a row is begun, saved or finished (see exchange.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from edgepd.errors import EdgepdError, StoreError
+from edgepd_profiles import interactions
+from edgepd_profiles.interactions import Interaction
+from edgepd_profiles.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended, as the profile stores it."""
+
+    text: str
+    state: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_ms: float | None
+    duration_ms: float
+
+
+class Recorder:
+    """Writes answers into the profile, and remembers when that last failed."""
+
+    def __init__(self, store: Store, *, enabled: bool) -> None:
+        """With `enabled` false nothing is stored."""
+        self._store = store
+        self.enabled = enabled
+        self.problem: str | None = None
+
+    async def begin(self, interaction: Interaction) -> str | None:
+        """Store the row; return why that failed, None if it is on disk."""
+        try:
+            await _written(self._store.write(lambda c: interactions.begin(c, interaction)))
+        except StoreError as error:
+            return self._failed(error)
+        self.problem = None
+        return None
+
+    async def finish(self, row: str, ending: Ending) -> str | None:
+        """Store the end of an answer; return why that failed."""
+        try:
+            await _written(self._store.write(_finisher(row, ending)))
+        except StoreError as error:
+            return self._failed(error)
+        return None
+
+    def finish_unattended(self, row: str, ending: Ending) -> None:
+        """Store the end of an answer that nobody waits for any more."""
+        self._store.write(_finisher(row, ending)).add_done_callback(self._note)
+
+    def update(self, row: str, text: str, tokens: int) -> None:
+        """Save the text so far, without waiting."""
+        self._store.write(lambda c: interactions.update(c, row, text, tokens)).add_done_callback(self._note)
+
+    def _note(self, done: Future[None]) -> None:
+        error = done.exception()
+        if isinstance(error, EdgepdError):
+            self._failed(error)
+        elif error is not None:
+            log.error("an answer could not be recorded", exc_info=error)
+
+    def _failed(self, error: EdgepdError) -> str:
+        self.problem = f"answers are not being stored: {error}"
+        log.error("%s", self.problem)
+        return self.problem
+
+
+def _finisher(row: str, ending: Ending) -> Callable[..., None]:
+    return lambda conn: interactions.finish(
+        conn,
+        row,
+        ending.text,
+        ending.state,
+        ending.finish_reason,
+        prompt_tokens=ending.prompt_tokens,
+        completion_tokens=ending.completion_tokens,
+        ttft_ms=ending.ttft_ms,
+        duration_ms=ending.duration_ms,
+    )
+
+
+async def _written(write: Future[None]) -> None:
+    """Wait for a write. Whoever stops waiting, a client that hangs up for example, does not take it back."""
+    await asyncio.shield(asyncio.wrap_future(write))
