@@ -114,11 +114,12 @@ def tiny_llama(
     embedding_qtype: int | None = None,
     tied: bool = True,
     context_length: int = 512,
+    template: str | None = None,
 ) -> Path:
     """Write a loadable random model of architecture `llama` and return its path.
 
-    4 heads, 2 key-value heads, hidden size 64 (256 for K-quants), ChatML template, byte-level BPE with 273
-    tokens. `embedding_qtype` (default: `qtype`) is the type of token_embd and, when not `tied`, of output.
+    4 heads, 2 key-value heads, hidden size 64 (256 for K-quants), ChatML unless there is a `template`, byte-level BPE
+    with 273 tokens. `embedding_qtype` (default: `qtype`) is the type of token_embd and, when not `tied`, of output.
     """
     rng = np.random.default_rng(seed)
     k_quant = any(gguf.GGMLQuantizationType(int(q)).name in K_QUANTS for q in (qtype, embedding_qtype) if q is not None)
@@ -165,7 +166,10 @@ def tiny_llama(
         "llama.rope.freq_base": 10000.0,
         "llama.vocab_size": len(vocabulary),
     }
-    return write_gguf(path, {"general.name": "tiny", **shape, **_tokenizer(vocabulary)}, tensors)
+    tokenizer = _tokenizer(vocabulary)
+    if template is not None:
+        tokenizer["tokenizer.chat_template"] = template
+    return write_gguf(path, {"general.name": "tiny", **shape, **tokenizer}, tensors)
 
 
 def llama_logits(path: Path, tokens: Sequence[int], adapter: Path | None = None) -> npt.NDArray[np.float32]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgepd_daemon.ask import NONE, Ask
 from edgepd_daemon.engine.engine import Engine
-from edgepd_daemon.engine.types import Event, Finished, Request, ScoredToken, Text, Timings, Version
+from edgepd_daemon.engine.types import Event, Finished, Request, Sampling, ScoredToken, Text, Timings, Version
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.mailbox import Mailbox
 from edgepd_daemon.prompt import Prompt, about_tools, prepare
@@ -250,7 +250,7 @@ class Exchange:
             version=self.version,
             max_tokens=ask.max_tokens,
             emit=lambda event: self._mailbox.put((index, event)),
-            sampling=ask.sampling,
+            sampling=_for_choice(ask.sampling, index),
             stop=ask.stop,
             ignore_end=ask.ignore_end,
             reuse_cache=ask.reuse_cache,
@@ -276,6 +276,11 @@ class Exchange:
             messages=self._ask.messages or [{"role": "prompt", "content": self.prompt.text}],
             prompt_tokens=len(self.prompt.tokens),
         )
+
+
+def _for_choice(sampling: Sampling, index: int) -> Sampling:
+    """Give each choice a seed of its own: with the same one they would all be the same."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
 
 
 def _kind(ask: Ask) -> str:

@@ -98,6 +98,11 @@ class Context:
         return self._adapter
 
     @property
+    def scale(self) -> float:
+        """What the adapter's effect is multiplied with."""
+        return self._scale
+
+    @property
     def copying(self) -> bool:
         """Whether a copy of a sequence is still to be carried out, which the next decode does."""
         return self._copying

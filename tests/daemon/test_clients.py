@@ -115,6 +115,10 @@ def test_openai_logprobs_and_choices(client: openai.OpenAI) -> None:
         model="default", messages=QUESTION, max_tokens=5, logprobs=True, top_logprobs=3, n=2, temperature=0
     )
     assert [c.index for c in answer.choices] == [0, 1]
+    drawn = client.chat.completions.create(
+        model="default", messages=QUESTION, max_tokens=12, temperature=2, n=2, seed=5, extra_body={"top_k": 0}
+    )
+    assert drawn.choices[0].message.content != drawn.choices[1].message.content  # each has a seed of its own
     scored = answer.choices[0].logprobs
     assert scored is not None and scored.content is not None and len(scored.content) == 5
     assert all(len(t.top_logprobs) == 3 and t.logprob == t.top_logprobs[0].logprob <= 0 for t in scored.content)

@@ -9,6 +9,7 @@ What this does not do: decide which version steps next, or wait for anything. On
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -62,6 +63,7 @@ class ModelHost:
         self.embedder = Embedder(self.model, sizes)
         self.slots = [Slot(i) for i in range(sizes.slots)]
         self.adapters: dict[Path, LoraAdapter] = {}
+        self._adapter_used_at: dict[Path, float] = {}
         self.keep_alive: float | None = None  # what the last request asked for, in seconds
         self.used_at = time.monotonic()
         self._counters = counters
@@ -71,11 +73,13 @@ class ModelHost:
         """Load an adapter file beside the model, once. Raises AdapterError."""
         if path not in self.adapters:
             self.adapters[path] = LoraAdapter(self.model, path)
+        self._adapter_used_at[path] = time.monotonic()
 
-    def release_adapters(self, keep: set[Path]) -> None:
-        """Free the adapters that are neither in `keep` nor used by a running answer."""
+    def release_adapters(self, keep: set[Path], unused_since: float = math.inf) -> None:
+        """Free the adapters that are not in `keep`, and that no running answer and nobody since then has used."""
         in_use = {s.answer.request.version.adapter for s in self.slots if s.answer} | keep
-        for path in [p for p in self.adapters if p not in in_use]:
+        old = [p for p in self.adapters if p not in in_use and self._adapter_used_at[p] < unused_since]
+        for path in old:
             adapter = self.adapters.pop(path)
             if self.context.adapter is adapter:
                 self.context.set_adapter(None)
@@ -163,10 +167,12 @@ class ModelHost:
 
     def _switch(self, version: Version) -> None:
         wanted = self.adapters[version.adapter] if version.adapter else None
-        if wanted is self.context.adapter:
+        if version.adapter:
+            self._adapter_used_at[version.adapter] = time.monotonic()
+        if (wanted, version.scale if wanted else 1.0) == (self.context.adapter, self.context.scale):
             return
         started = time.monotonic()
-        self.context.set_adapter(wanted, version.scale)
+        self.context.set_adapter(wanted, version.scale if wanted else 1.0)
         self._counters.last_switch_ms = (time.monotonic() - started) * 1000
         self._counters.switches += 1
 

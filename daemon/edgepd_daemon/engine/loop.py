@@ -185,14 +185,13 @@ class EngineLoop:
 
     def _close_idle(self) -> None:
         now = time.monotonic()
+        versions = [waiting.request.version for waiting in self.waiting] + ([self.kept] if self.kept else [])
         wanted = {waiting.request.version.model for waiting in self.waiting}
-        kept_adapters = {self.kept.adapter} if self.kept and self.kept.adapter else set()
         for host in self.hosts.all():
+            host.release_adapters({v.adapter for v in versions if v.adapter}, now - IDLE_CLOSE_SECONDS)
             if host.active_versions() or host.embedder.busy or host.path in wanted or self.hosts.in_use(host.path):
                 continue
             host.embedder.close_idle(now)
-            if now - host.used_at > IDLE_CLOSE_SECONDS:
-                host.release_adapters(kept_adapters)
             left = self.expires_in(host, now)
             if left is not None and left <= 0:
                 self.close(host)
