@@ -6,8 +6,8 @@ were measured at 3 tokens/s where one thread does 40. So when the threads do not
 could use, fewer are tried, and kept if that is faster; from time to time more are tried again, and kept if that is.
 A trial is broken off as soon as it takes twice as long as what it is compared with.
 Invariant: between 1 and the number that is set; one that is set to 1 never changes.
-What this does not do: prefill, which waits less often for each token, or promise equal results: another number of
-threads adds up attention in another order, which moves logits by rounding errors.
+What this does not do: measure prefill, which waits less often for each token, or promise equal results: another
+number of threads adds up attention in another order, which moves logits by rounding errors.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class Governor:
         self._now = 0.0
         self._next_trial = 0.0
         self._pause = FIRST_PAUSE_SECONDS
+
+    @property
+    def settled(self) -> int:
+        """The threads for what is not decoding: without the trial that may be going on."""
+        return self.threads if self._reference is None else self._before
 
     def observe(self, sequences: int, wall: float, cpu: float) -> int:
         """Take in one step that decoded one token of each of `sequences`; return the threads for the next.

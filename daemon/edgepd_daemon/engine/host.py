@@ -68,6 +68,7 @@ class ModelHost:
         self.used_at = time.monotonic()
         self._counters = counters
         self._governor = Governor(sizes.threads)
+        self._threads = sizes.threads  # that the context uses
 
     def load_adapter(self, path: Path) -> None:
         """Load an adapter file beside the model, once. Raises AdapterError."""
@@ -150,20 +151,27 @@ class ModelHost:
             return
         for entry in entries:
             self.slots[entry.sequence].tokens.append(entry.token)
-        for slot, index in outputs:
-            self._sampled(slot, index)
+        # All tokens are drawn before any is told: a listener that wakes up would take the interpreter lock in between.
+        drawn = [
+            (slot, index, slot.answer.sampler.sample(self.context, index)) for slot, index in outputs if slot.answer
+        ]
+        for slot, index, token in drawn:
+            self._take(slot, index, token)
         self._counters.tokens_generated += len(outputs)
 
     def _decode(self, entries: list[Entry], *, only_decoding: bool) -> bool:
-        """Run a batch and let the governor choose the threads for the next one."""
+        """Run a batch with as many threads as the governor says, and tell it how long that took."""
+        self._use_threads(self._governor.threads if only_decoding else self._governor.settled)
         wall, cpu = time.perf_counter(), time.process_time()
         decoded = self.context.decode(entries)
         if only_decoding and decoded and self.sizes.adapt_threads:
-            before = self._governor.threads
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if (threads := self._governor.observe(len(entries), wall, cpu)) != before:
-                self.context.set_threads(threads)
+            self._governor.observe(len(entries), time.perf_counter() - wall, time.process_time() - cpu)
         return decoded
+
+    def _use_threads(self, threads: int) -> None:
+        if threads != self._threads:
+            self.context.set_threads(threads)
+            self._threads = threads
 
     def _switch(self, version: Version) -> None:
         wanted = self.adapters[version.adapter] if version.adapter else None
@@ -207,13 +215,12 @@ class ModelHost:
     def _prefill_room(self, others_decode: bool) -> int:
         return max(1, self.context.batch_tokens // 4) if others_decode else self.context.batch_tokens
 
-    def _sampled(self, slot: Slot, index: int) -> None:
-        """Choose the next token of a slot's answer, emit its text, and end the answer where it ends."""
+    def _take(self, slot: Slot, index: int, token: int) -> None:
+        """Add the token that was drawn to a slot's answer, emit its text, and end the answer where it ends."""
         answer = slot.answer
         if answer is None:
             return
         request = answer.request
-        token = answer.sampler.sample(self.context, index)
         if answer.first_token is None:
             answer.first_token = time.monotonic()
         if token == NO_TOKEN:
@@ -305,7 +312,6 @@ class ModelHost:
     def set_threads(self, threads: int) -> None:
         """Use `threads` from the next step on."""
         self._governor = Governor(threads)
-        self.context.set_threads(threads)
         self.embedder.set_threads(threads)
 
     def prefills(self, request: Request) -> bool:
