@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgepd_daemon.engine.types import Grammar, Sampling
-from edgepd_daemon.tools.types import Tool
+from edgepd_daemon.tools.types import AUTO, NONE, Tool
 
 Message = dict[str, Any]  # as chat templates expect it: role, content, and tool_calls or tool_call_id and name
-
-AUTO = "auto"
-NONE = "none"
-REQUIRED = "required"
 
 
 @dataclass(frozen=True)
@@ -44,3 +40,8 @@ class Ask:
     app: str = ""
     client: str = ""
     reuse_cache: bool = True
+
+    @property
+    def offered_tools(self) -> tuple[Tool, ...]:
+        """The tools that the model may call."""
+        return () if self.tool_choice == NONE else self.tools

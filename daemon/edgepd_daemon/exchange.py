@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgepd_daemon.ask import NONE, Ask
+from edgepd_daemon.ask import Ask
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.types import Event, Finished, Request, Sampling, ScoredToken, Text, Timings, Version
 from edgepd_daemon.generations import Generations
@@ -287,7 +287,7 @@ def _kind(ask: Ask) -> str:
     """Return what the profile calls this kind of exchange; only plain chats can be learned from."""
     if not ask.messages:
         return "completion"
-    return "tools" if about_tools(ask.messages) or (ask.tools and ask.tool_choice != NONE) else "chat"
+    return "tools" if ask.offered_tools or about_tools(ask.messages) else "chat"
 
 
 def _merged(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:

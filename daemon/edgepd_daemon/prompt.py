@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgepd_daemon.ask import NONE, Ask, Message
+from edgepd_daemon.ask import Ask, Message
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.types import Grammar, Version
 from edgepd_daemon.tools.format import ToolFormat, ToolParser
@@ -44,7 +44,7 @@ def prepare(engine: Engine, version: Version, ask: Ask) -> Prompt:
     """Return the prompt of a question. Raises TemplateError, RequestError or what loading the model raises."""
     if ask.prompt is not None:
         return _bare(engine, version, ask)
-    tools = () if ask.tool_choice == NONE else ask.tools
+    tools = ask.offered_tools
     if not tools and not about_tools(ask.messages):
         return Prompt(_fitting(engine, version, ask, ask.messages, None), grammar=ask.grammar)
     tool_format = engine.tool_format(version)

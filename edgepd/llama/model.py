@@ -147,6 +147,10 @@ class Model:
             self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
         return self._ends[token]
 
+    def end_tokens(self) -> list[int]:
+        """Return all tokens that end generation."""
+        return [token for token in range(self.n_vocab) if self.is_end(token)]
+
     def close(self) -> None:
         """Free the model. Contexts and adapters of it must be closed before."""
         if self._pointer:

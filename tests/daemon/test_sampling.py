@@ -131,8 +131,25 @@ def test_a_grammar_that_a_bias_contradicts_fails_the_request_and_nothing_else(
 
 def test_a_marker_is_a_control_token_that_is_shown(engine: Engine, version: Version, tiny_model: Path) -> None:
     with Model(tiny_model) as model:
-        token = next(t for t in range(model.n_vocab) if not model.piece(t) and model.piece(t, special=True))
+        control = (t for t in range(model.n_vocab) if not model.piece(t) and model.piece(t, special=True))
+        token = next(t for t in control if not model.is_end(t))
         marker = model.piece(token, special=True).decode()
     forced = Sampling(temperature=0, logit_bias=((token, 1000.0),))
     assert ask(engine, PROMPT, version, 3, sampling=forced).text == ""
     assert ask(engine, PROMPT, version, 3, sampling=forced, markers=(marker,)).text == marker * 3
+
+
+def test_who_ignores_the_end_never_gets_the_tokens_that_mark_it(
+    engine: Engine, version: Version, tiny_model: Path
+) -> None:
+    """They have no text, so the next turn of the conversation would not find its beginning in the cache."""
+    with Model(tiny_model) as model:
+        ends = model.end_tokens()
+    assert ends
+    likely = Sampling(temperature=0, logit_bias=tuple((token, 1000.0) for token in ends))
+    ended = ask(engine, PROMPT, version, 6, sampling=likely, ignore_end=False)
+    assert (ended.finished.reason, ended.text) == ("stop", "")
+    going_on = ask(engine, PROMPT, version, 6, sampling=likely, logprobs=0)
+    assert going_on.finished.reason == "length"
+    drawn = [s.token for e in going_on.events if isinstance(e, Text) for s in e.scored]
+    assert len(drawn) == 6 and not set(drawn) & set(ends)

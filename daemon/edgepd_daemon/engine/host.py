@@ -98,7 +98,7 @@ class ModelHost:
     def admit(self, request: Request, submitted: float) -> None:
         """Start an answer in the slot that serves it best; tell the request if it cannot be started."""
         try:
-            sampler = Sampler(request.sampling, self.model, request.grammar)
+            sampler = Sampler(request.sampling, self.model, request.grammar, never_ends=request.ignore_end)
         except RequestError as error:
             request.emit(Failed(error))
             return
@@ -226,7 +226,7 @@ class ModelHost:
         if token == NO_TOKEN:
             self.abandon(slot, Failed(RequestError("no token continues the answer as the grammar wants it")))
             return
-        if self.model.is_end(token) and not request.ignore_end:
+        if self.model.is_end(token):
             self.end(slot, "stop")
             return
         answer.history.append(token)

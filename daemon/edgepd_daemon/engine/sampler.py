@@ -7,6 +7,7 @@ grammar alone, and only if it does not fit is the whole vocabulary masked and dr
 from __future__ import annotations
 
 import ctypes
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -28,12 +29,19 @@ LONGEST_BREAKER = 40  # characters of a DRY sequence breaker, as in llama.cpp
 class Sampler:
     """Owns one llama_sampler chain and at most one grammar; `close` frees them with everything in them."""
 
-    def __init__(self, sampling: Sampling, model: Model, grammar: Grammar | None = None) -> None:
-        """Build the chain. Raises RequestError if llama.cpp refuses the grammar."""
+    def __init__(
+        self, sampling: Sampling, model: Model, grammar: Grammar | None = None, *, never_ends: bool = False
+    ) -> None:
+        """Build the chain; with `never_ends`, tokens that end an answer are not drawn.
+
+        A grammar says itself where an answer ends. Raises RequestError if llama.cpp refuses it.
+        """
         self._model = model
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._grammar: Any = None
         self._looks_back = False
+        ends = model.end_tokens() if never_ends and grammar is None else []
+        self._add_biases([*sampling.logit_bias, *((token, -math.inf) for token in ends)])
         self._add_penalties(sampling)
         self._add_choice(sampling)
         if grammar is not None:
@@ -43,11 +51,13 @@ class Sampler:
                 self.close()
                 raise
 
+    def _add_biases(self, biases: Sequence[tuple[int, float]]) -> None:
+        if biases:
+            array = (llama_cpp.llama_logit_bias * len(biases))(*biases)
+            self._add(llama_cpp.llama_sampler_init_logit_bias(self._model.n_vocab, len(biases), array))
+
     def _add_penalties(self, sampling: Sampling) -> None:
         n_vocab = self._model.n_vocab
-        if sampling.logit_bias:
-            biases = (llama_cpp.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
-            self._add(llama_cpp.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
         penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         if penalties != (1.0, 0.0, 0.0):
             window = sampling.repeat_last_n if sampling.repeat_last_n >= 0 else self._model.n_ctx_train

@@ -145,7 +145,7 @@ class Request:
     emit: Callable[[Event], None]
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
-    ignore_end: bool = False
+    ignore_end: bool = False  # go on to the length limit: tokens that end an answer are never drawn
     reuse_cache: bool = True  # without, the whole prompt is prefilled again
     grammar: Grammar | None = None
     markers: tuple[str, ...] = ()  # control tokens that belong into the text, because they begin a tool call

@@ -15,11 +15,9 @@ from edgepd_daemon.tools.calling import call_grammar
 from edgepd_daemon.tools.families import Family, family_of
 from edgepd_daemon.tools.history import as_text, for_template
 from edgepd_daemon.tools.parser import Parsed, ToolParser
-from edgepd_daemon.tools.types import Tool
+from edgepd_daemon.tools.types import AUTO, NONE, REQUIRED, Tool
 
 __all__ = ["Parsed", "ToolFormat", "ToolParser", "tool_format"]
-
-AUTO, NONE, REQUIRED = "auto", "none", "required"
 
 
 class ToolFormat:

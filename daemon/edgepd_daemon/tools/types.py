@@ -6,6 +6,9 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+# What a client may say about calling tools, instead of naming one.
+AUTO, NONE, REQUIRED = "auto", "none", "required"
+
 
 @dataclass(frozen=True)
 class Tool:

@@ -80,7 +80,7 @@ def tags(services: Access) -> Response:
 
 @router.post("/api/show", response_model=None)
 def show(body: ShowBody, services: Access) -> Response:
-    """Describe one model from its file, without loading it. Raises NotFoundError."""
+    """Describe one model from its file, without loading it."""
     name = body.model or body.name
     if not name:
         raise RequestError("`model` is missing; /api/tags lists the names that it can have")

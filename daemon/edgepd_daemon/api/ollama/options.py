@@ -37,7 +37,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Options(BaseModel):
-    """The options that are honoured; `refuse_unsupported` checks the others."""
+    """The options that are honoured. Others that only affect speed are ignored, and the rest is refused."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None

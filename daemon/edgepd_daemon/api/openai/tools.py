@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from edgepd.errors import RequestError
-from edgepd_daemon.ask import AUTO, NONE, REQUIRED
-from edgepd_daemon.tools.types import Tool
+from edgepd_daemon.tools.types import AUTO, NONE, REQUIRED, Tool
 
 MAX_TOOLS = 128  # as OpenAI's own API has it
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
