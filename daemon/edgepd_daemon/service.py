@@ -13,17 +13,15 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
-import mmap
 import os
 import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from pathlib import Path
 
 from edgepd.config import Paths, Settings
-from edgepd.errors import EdgepdError, FormatError
+from edgepd.errors import EdgepdError
 from edgepd.models import Catalog
 from edgepd_daemon import listener
 from edgepd_daemon.api.app import create_app
@@ -43,7 +41,7 @@ from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import interactions, runs
 from edgepd_profiles.store import Store
-from edgepd_quant.header import parse_header
+from edgepd_quant.header import opened_header
 
 log = logging.getLogger(__name__)
 
@@ -94,17 +92,8 @@ def find_base(settings: Settings, paths: Paths) -> Base:
     catalog = Catalog(paths.models_dir)
     name = settings.serve.model
     installed = catalog.selected() if name == "default" else catalog.find(name)
-    check_header(installed.path)
-    return Base(installed.name, installed.path, installed.sha256)
-
-
-def check_header(path: Path) -> None:
-    """Raise FormatError for what is no model file. Not with GGUFFile, whose numpy costs 12 MB."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            parse_header(path, mapped)
-    except (OSError, ValueError) as error:
-        raise FormatError(path, 0, f"cannot be read: {error}") from error
+    with opened_header(installed.path):
+        return Base(installed.name, installed.path, installed.sha256)
 
 
 def close_what_was_interrupted(store: Store) -> None:

@@ -57,6 +57,7 @@ class Model:
         self._vocab = llama_cpp.llama_model_get_vocab(self._pointer)
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._end_tokens: list[int] | None = None
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._pointer)
         self.n_embd: int = llama_cpp.llama_model_n_embd(self._pointer)
@@ -148,8 +149,10 @@ class Model:
         return self._ends[token]
 
     def end_tokens(self) -> list[int]:
-        """Return all tokens that end generation."""
-        return [token for token in range(self.n_vocab) if self.is_end(token)]
+        """Return all tokens that end generation. The vocabulary is gone through once."""
+        if self._end_tokens is None:
+            self._end_tokens = [token for token in range(self.n_vocab) if self.is_end(token)]
+        return self._end_tokens
 
     def close(self) -> None:
         """Free the model. Contexts and adapters of it must be closed before."""

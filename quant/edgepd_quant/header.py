@@ -10,7 +10,8 @@ Layout: docs/gguf.md of the ggml project.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -48,6 +49,19 @@ class Header:
     data_offset: int
     metadata: Mapping[str, MetadataValue]
     tensors: dict[str, TensorInfo]
+
+
+@contextmanager
+def opened_header(path: Path) -> Iterator[Header]:
+    """Read the header of a file; its arrays can be read while the block runs. Unlike GGUFFile, this needs no numpy.
+
+    Raises FormatError.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            yield parse_header(path, mapped)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise FormatError(path, 0, f"cannot be read: {error}") from error
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes) -> Header:

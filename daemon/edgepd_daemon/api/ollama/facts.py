@@ -6,15 +6,13 @@ load a model. What this does not do: read weights.
 
 from __future__ import annotations
 
-import mmap
 from collections import Counter
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-from edgepd.errors import FormatError
-from edgepd_quant.header import Header, parse_header
+from edgepd_quant.header import Header, opened_header
 from edgepd_quant.metadata import LazyArray
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -51,13 +49,9 @@ class FileFacts:
 
 def read_facts(path: Path, *, verbose: bool = False) -> FileFacts:
     """Read a header; arrays are left empty unless `verbose`. Raises FormatError."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            status = path.stat()
-            header = parse_header(path, mapped)
-            metadata = {key: _shown(value, verbose=verbose) for key, value in header.metadata.items()}
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise FormatError(path, 0, f"cannot be read: {error}") from error
+    with opened_header(path) as header:
+        status = path.stat()
+        metadata = {key: _shown(value, verbose=verbose) for key, value in header.metadata.items()}
     return FileFacts(
         path=path,
         size_bytes=status.st_size,

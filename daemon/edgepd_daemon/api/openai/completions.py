@@ -18,11 +18,11 @@ from pydantic import Field
 from edgepd.errors import EdgepdError, RequestError
 from edgepd_daemon.api import streams
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import MAX_TOP_LOGPROBS
+from edgepd_daemon.api.common import INT32, MAX_TOP_LOGPROBS
 from edgepd_daemon.api.disconnect import cancel_on_disconnect
 from edgepd_daemon.api.errors import error_body
 from edgepd_daemon.api.openai import report, sse
-from edgepd_daemon.api.openai.fields import INT32, Generating, StreamOptions, check_count
+from edgepd_daemon.api.openai.fields import Generating, StreamOptions, check_count
 from edgepd_daemon.api.openai.formats import grammar_of
 from edgepd_daemon.api.openai.merge import Event, merged
 from edgepd_daemon.ask import Ask

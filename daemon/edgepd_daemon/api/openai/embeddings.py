@@ -16,8 +16,9 @@ from pydantic import Field
 
 from edgepd.errors import ContextOverflowError, RequestError
 from edgepd_daemon.api.access import Access
+from edgepd_daemon.api.common import INT32
 from edgepd_daemon.api.disconnect import GONE, unless_gone
-from edgepd_daemon.api.openai.fields import INT32, Body, check_tokens
+from edgepd_daemon.api.openai.fields import Body, check_tokens
 from edgepd_daemon.engine.types import Version
 from edgepd_daemon.services import Services
 

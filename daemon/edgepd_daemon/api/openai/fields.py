@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.config import Settings
 from edgepd.errors import RequestError
-from edgepd_daemon.api.common import client_of, refuse_half_characters, texts_in
+from edgepd_daemon.api.common import INT32, client_of, refuse_half_characters, texts_in
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.ask import Ask
 from edgepd_daemon.engine.types import Sampling
@@ -23,7 +23,6 @@ from edgepd_daemon.services import Services
 
 MAX_STOP_STRINGS = 4  # as OpenAI's own API has it
 MAX_LOGIT_BIAS = 100.0  # the same
-INT32 = 2**31 - 1
 
 # Has a meaning for OpenAI's service only, and none for the text of an answer.
 IGNORED = frozenset(
