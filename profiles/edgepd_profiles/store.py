@@ -11,6 +11,7 @@ from opening the same profile: the daemon's lock does that, and SQLite's own loc
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sqlite3
@@ -26,6 +27,8 @@ from edgepd.errors import StoreError
 from edgepd_profiles import migrations
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 5.0
 MAX_IDLE_READERS = 8
@@ -44,6 +47,7 @@ PROBLEMS = {
     sqlite3.SQLITE_NOTADB: "this is not an SQLite database; move it away to start with an empty profile",
     sqlite3.SQLITE_BUSY: "another program is writing to the profile; close it and try again",
     sqlite3.SQLITE_LOCKED: "another program is writing to the profile; close it and try again",
+    sqlite3.SQLITE_PROTOCOL: "the locks of the file stayed contradictory; is it on a network file system?",
 }
 
 
@@ -95,9 +99,8 @@ class Store:
         except OSError as error:
             raise StoreError(f"{path}: cannot be created: {error.strerror}; check its directory") from error
         with _explained(path):
-            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            connection = _connect(path)
             try:
-                _configure(connection, path)
                 if unclean:
                     _quick_check(connection, path)
                 migrations.migrate(connection)
@@ -176,9 +179,8 @@ class Store:
             del item, job, future  # or the last job's text would stay in memory until the next one
 
     def _run_in_transaction(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        conn = self._writer
         with _explained(self.path):
-            conn.execute("BEGIN IMMEDIATE")
+            conn = self._begin()
             try:
                 result = job(conn)
                 if not conn.in_transaction:
@@ -189,6 +191,25 @@ class Store:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
         return result
+
+    def _begin(self) -> sqlite3.Connection:
+        """Begin a transaction, with new connections if SQLite could not agree with itself about the locks of the WAL.
+
+        It gives up on that (SQLITE_PROTOCOL) after ten seconds. Nothing has been written then, so beginning again is safe.
+        """
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_PROTOCOL:
+                raise
+            log.warning("%s: %s; the file is opened again", self.path, error)
+            with self._lock:
+                readers, self._idle_readers = self._idle_readers, []
+            for connection in (*readers, self._writer):
+                connection.close()
+            self._writer = _connect(self.path)
+            self._writer.execute("BEGIN IMMEDIATE")
+        return self._writer
 
     def _borrow_reader(self) -> sqlite3.Connection:
         with self._lock:
@@ -247,6 +268,17 @@ def _create(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open the connection that writes."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        _configure(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _configure(conn: sqlite3.Connection, path: Path) -> None:

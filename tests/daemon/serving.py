@@ -62,7 +62,10 @@ class Served:
     def ask(self, request: bytes) -> bytes:
         """Send bytes and return all that comes until the connection is closed."""
         with self.connected() as client:
-            client.sendall(request)
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # who is refused may find the door shut, and the answer behind it
+                client.sendall(request)
             return everything(client)
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_utils import Database
@@ -197,6 +198,25 @@ def test_a_full_disk_is_told_and_survived(store: Store) -> None:
     store.write(lambda conn: conn.execute("PRAGMA max_page_count = 100000").close()).result()
     store.write(insert(3, "x" * 100_000)).result()
     assert count(store) == 2
+
+
+def test_contradictory_locks_are_met_by_opening_the_file_again(tmp_path: Path) -> None:
+    """Seen once on a slow machine: SQLITE_PROTOCOL for ten seconds in each of two writes one after the other."""
+
+    class Stuck(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            error = sqlite3.OperationalError("locking protocol")
+            error.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
+            error.sqlite_errorname = "SQLITE_PROTOCOL"
+            raise error
+
+    with Store.open(tmp_path / "p.db") as store:
+        store.write(lambda conn: conn.execute("CREATE TABLE t (a)")).result()
+        store._writer.close()
+        store._writer = sqlite3.connect(tmp_path / "p.db", factory=Stuck, check_same_thread=False)
+        store.write(lambda conn: conn.execute("INSERT INTO t VALUES (1)")).result()
+        with store.read() as conn:
+            assert conn.execute("SELECT * FROM t").fetchall() == [(1,)]
 
 
 def test_close_finishes_what_was_queued_and_can_be_repeated(tmp_path: Path) -> None:
