@@ -14,7 +14,9 @@ READY := .venv/.ready
 # Models are kept in build/ for whatever is started from here, so that they are fetched once.
 export EDGEPD_MODELS_DIR ?= $(CURDIR)/build/models
 DEFAULT_MODEL := $(EDGEPD_MODELS_DIR)/smollm2-135m-instruct-q4_1.json
-BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+# The study of hyper-parameters takes hours and is started by name.
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_% benchmarks/study.py,$(wildcard benchmarks/*.py)))
+PEFT := build/peft-venv
 
 .PHONY: help demo run test check format docs bench clean
 
@@ -48,8 +50,11 @@ docs: $(READY)  ## generate docs/*.md from the code
 bench: $(BENCHMARKS)  ## run all benchmarks
 	@$(if $(BENCHMARKS),,echo "there are no benchmarks yet")
 
-bench-%: $(READY) $(DEFAULT_MODEL) .venv/.bench-ready  ## run benchmarks/%.py
-	$(BIN)/python benchmarks/$*.py
+bench-%: $(READY) $(DEFAULT_MODEL) .venv/.bench-ready  ## run benchmarks/%.py, with ARGS='...' if it takes any
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+bench-training: $(PEFT)/.ready
+bench-study: export GOMP_SPINCOUNT = 10000  # as the daemon's trainer has it
 
 clean:  ## remove what was built and fetched, except .venv
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -63,6 +68,15 @@ $(DEFAULT_MODEL): | $(READY)
 .venv/.bench-ready: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
 		|| echo "the peers of the benchmarks could not be installed"
+	@touch $@
+
+# What bench-training compares with, in an environment of its own, because edgepd's has no transformers.
+$(PEFT)/.ready: pyproject.toml constraints.txt | $(READY)
+	$(BIN)/python -m venv $(PEFT)
+	@$(PEFT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	@echo "Installing PEFT and transformers into $(PEFT)."
+	@$(PEFT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench-peft \
+		|| echo "PEFT and transformers could not be installed"
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt

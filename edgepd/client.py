@@ -93,6 +93,10 @@ class Client:
         """Return what the daemon is doing: model, generation, engine, profile, training, memory, problems."""
         return self._call("GET", "/edgepd/v1/status")
 
+    def activity(self) -> Json:
+        """Return what is going on right now: {"model", "generation", "engine", "training", "problems"}."""
+        return self._call("GET", "/edgepd/v1/activity")
+
     def reload(self) -> Json:
         """Let the daemon read its settings again. Returns {"applied", "needs_restart"}, both lists of settings.
 
@@ -159,6 +163,14 @@ class Client:
     def start_training(self, kind: Kind) -> Json:
         """Start a run and return it. Raises TrainingError or ConflictError if it cannot start."""
         return dict(self._call("POST", "/edgepd/v1/training", content=_encoded({"kind": kind}))["run"])
+
+    def plan_training(self, kind: Kind) -> Json:
+        """Return what a run would do and cost. Raises TrainingError or ConflictError with the reason if it cannot be.
+
+        The daemon starts the trainer for it, so the answer takes seconds, on a small machine many.
+        """
+        body = _encoded({"kind": kind})
+        return dict(self._call("POST", "/edgepd/v1/training/plan", content=body, timeout=self._patient)["plan"])
 
     def training(self, run_id: str | int) -> Json:
         """Return {"run", "progress"}; progress is null when there is none to tell."""

@@ -86,6 +86,15 @@ class Train:
     """How adapters are trained."""
 
     threads: int = setting(0, "threads for training; 0 means the number of physical cores", minimum=0, maximum=256)
+    memory_mb: int = setting(
+        0,
+        "resident memory that training may use, in MiB, within which it is planned; 0 means half of what is free",
+        minimum=0,
+        maximum=1_048_576,
+    )
+    fast_seconds: float = setting(
+        12.0, "time that the training of a live adapter may take, gate not included", minimum=1, maximum=86_400
+    )
     min_examples: int = setting(6, "examples below which training is refused", minimum=2, maximum=100_000)
     held_out_fraction: float = setting(
         0.25,
@@ -93,14 +102,58 @@ class Train:
         minimum=0.05,
         maximum=0.5,
     )
+    preset: str = setting(
+        "default",
+        "hyper-parameters as a paper prints them instead of the settings below",
+        choices=("default", "asls-paper", "pituning-paper", "shaping-paper"),
+    )
+    baked_kind: str = setting(
+        "scale", "what a consolidation trains and bakes into the model file", choices=("scale", "shift", "gain")
+    )
     rank: int = setting(8, "rank of the low-rank factors", minimum=1, maximum=256)
+    rs_lora: bool = setting(False, "rank-stabilised LoRA: scale by alpha / sqrt(rank) instead of alpha / rank")
+    lora_plus: float = setting(
+        1.0, "LoRA+: how many times faster the factors B learn than the factors A", minimum=1, maximum=64
+    )
+    top_layers: int = setting(
+        0, "train the uppermost layers alone and compute those below once per example; 0 trains all", minimum=0
+    )
     epochs: int = setting(3, "passes over the examples at most; early stopping may end sooner", minimum=1, maximum=1000)
     live_learning_rate: float = setting(
         1.75e-3, "peak learning rate of the live low-rank adapter", minimum=1e-7, maximum=1.0
     )
-    scale_learning_rate: float = setting(
-        1.1e-2, "peak learning rate of the baked block-scale delta", minimum=1e-7, maximum=1.0
+    scale_learning_rate: float = setting(1.1e-2, "peak learning rate of kind scale", minimum=1e-7, maximum=1.0)
+    shift_learning_rate: float = setting(1e-3, "peak learning rate of kind shift", minimum=1e-7, maximum=1.0)
+    gain_learning_rate: float = setting(1e-2, "peak learning rate of kind gain", minimum=1e-7, maximum=1.0)
+    objective: str = setting(
+        "sft",
+        "what is optimised: imitation of what you wrote or accepted, or a preference between two answers",
+        choices=("sft", "reward", "dpo", "kto", "apo-zero", "simpo"),
     )
+    kl_weight: float = setting(
+        0.0, "weight of the divergence from the base on anchor prompts, per token", minimum=0, maximum=10
+    )
+    shaping: str = setting(
+        "none",
+        "how general examples, which the base answers itself, are mixed with yours",
+        choices=("none", "early", "weighing", "transfer"),
+    )
+    personal_every: float = setting(
+        2.0,
+        "n_I of sample weighing: every n-th batch is yours; below 1, all but every 1/n-th",
+        minimum=0.01,
+        maximum=1000,
+    )
+    general_steps: int = setting(20, "general batches after yours in early shaping, before them in transfer", minimum=0)
+    grouping: str = setting(
+        "none",
+        "data grouping: add the general examples that lie nearest to each of yours (sg) or to all of them (ig)",
+        choices=("none", "sg", "ig"),
+    )
+    group_distance: str = setting(
+        "embedding", "where grouping measures distances", choices=("embedding", "autoencoder")
+    )
+    replay_examples: int = setting(32, "general examples that the base generates once", minimum=0, maximum=4096)
     accepted_weight: float = setting(
         0.5,
         "weight of an answer with a thumb up; an answer that the user edited has weight 1",

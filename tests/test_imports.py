@@ -50,8 +50,8 @@ ARROWS["edgepd.cli"] = {
 }
 ARROWS["edgepd.__main__"] = {"edgepd.cli"}
 
-# Modules of edgepd.adapt that the daemon may import: how it starts and talks to the child process.
-TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job"}
+# Modules of edgepd.adapt that the daemon may import: how it talks to the child process, and what that will do.
+TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job", "edgepd.adapt.presets"}
 # May be imported inside a function: the first two are slow to load, and the hub is needed for one command only.
 HEAVY = {"torch", "llama_cpp", "huggingface_hub", "tqdm"}
 # So may these, which load llama.cpp or numpy: the daemon does without them until it is asked something.

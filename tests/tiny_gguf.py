@@ -166,14 +166,18 @@ def tiny_llama(
         "llama.rope.freq_base": 10000.0,
         "llama.vocab_size": len(vocabulary),
     }
-    tokenizer = _tokenizer(vocabulary)
+    tokenizer = tiny_tokenizer()
     if template is not None:
         tokenizer["tokenizer.chat_template"] = template
     return write_gguf(path, {"general.name": "tiny", **shape, **tokenizer}, tensors)
 
 
-def llama_logits(path: Path, tokens: Sequence[int], adapter: Path | None = None) -> npt.NDArray[np.float32]:
+def llama_logits(
+    path: Path, tokens: Sequence[int], adapter: Path | None = None, *, exact: bool = False
+) -> npt.NDArray[np.float32]:
     """Decode the tokens with llama.cpp itself and return its logits (len(tokens), vocabulary).
+
+    With `exact` keys and values are kept in F32 and not, as when it serves, in F16.
 
     Raises ValueError when llama.cpp refuses the model or the adapter.
     """
@@ -185,6 +189,9 @@ def llama_logits(path: Path, tokens: Sequence[int], adapter: Path | None = None)
         raise ValueError(f"llama.cpp refuses {path}")
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx, settings.n_threads, settings.n_threads_batch = max(64, len(tokens)), 1, 1
+    if exact:
+        settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
+        settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = llama_cpp.llama_init_from_model(model, settings)
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
@@ -216,7 +223,9 @@ def _vocabulary() -> list[str]:
     return [*SPECIAL_TOKENS, *_byte_tokens(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def _tokenizer(vocabulary: list[str]) -> dict[str, str | bool | int | list[str] | list[int]]:
+def tiny_tokenizer() -> dict[str, str | bool | int | list[str] | list[int]]:
+    """Return the metadata of a byte-level BPE with 273 tokens; llama.cpp takes any tokenizer with any architecture."""
+    vocabulary = _vocabulary()
     control, normal = 3, 1
     return {
         "tokenizer.ggml.model": "gpt2",

@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, Timings
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -23,6 +24,7 @@ TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 QUEUE_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1, 5, 30, 60)
 SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 400)  # tokens per second
 OUTCOMES = ("stop", "length", "cancelled", "failed")
+STAGES = ("load", "train", "write", "gate")  # of a training run, in their order
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Snapshot:
     engine: EngineStatus | None
     training: bool
     runs: Mapping[str, int] = field(default_factory=dict)  # number of training runs that ended in each state
+    progress: Progress | None = None  # of the training run that is going on
 
 
 class Metrics:
@@ -109,6 +112,8 @@ class _Now(Collector):
         for result, count in sorted(snapshot.runs.items()):
             runs.add_metric([result], count)
         yield runs
+        if snapshot.progress is not None:
+            yield from _training(snapshot.progress)
         if snapshot.engine is not None:
             yield from _engine(snapshot.engine)
 
@@ -130,6 +135,28 @@ def _engine(status: EngineStatus) -> Iterable[Metric]:
     yield _gauge("adapter_last_switch_seconds", "How long the last change took.", status.last_switch_ms / 1000)
     yield _counter("model_loads", "Models that were loaded.", status.loads)
     yield _counter("model_unloads", "Models that were unloaded.", status.unloads)
+
+
+def _training(progress: Progress) -> Iterable[Metric]:
+    """Yield where a run is. What is not known yet is left out: a loss of 0 would be a lie."""
+    stages = GaugeMetricFamily("edgepd_training_stage", "Where the training run is, by stage.", labels=["stage"])
+    for stage in dict.fromkeys((*STAGES, progress.stage)):
+        stages.add_metric([stage], float(stage == progress.stage))
+    yield stages
+    yield _gauge("training_paused", "Whether the training run waits.", progress.paused is not None)
+    if progress.total:
+        done = progress.done / progress.total
+        yield _gauge("training_stage_ratio", "How much of the stage is done.", done)
+    rss_bytes = None if progress.rss_mb is None else progress.rss_mb * 2**20
+    for name, documentation, value in (
+        ("training_loss_nats", "Loss of the last optimiser step, per supervised token.", progress.loss),
+        ("training_held_out_loss_nats", "Loss on examples set aside, per supervised token.", progress.held_out_loss),
+        ("training_tokens_per_second", "Speed of training.", progress.tokens_per_second),
+        ("training_seconds_left", "Time that the stage will still take.", progress.seconds_left),
+        ("training_resident_memory_bytes", "Resident memory of the trainer.", rss_bytes),
+    ):
+        if value is not None:
+            yield _gauge(name, documentation, value)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

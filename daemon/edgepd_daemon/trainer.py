@@ -1,42 +1,56 @@
 """Supervision of training: one child process at a time, from the choice of examples to the switch.
 
 The idea: `start` picks the examples, starts the child and returns; a task follows the child's events and, when it
-reports a candidate that passed the gate, makes it the active generation. Invariants: at most one child runs; a
-child that dies, however it dies, leaves the profile with a finished run and the old generation serving.
-What this does not do: decide when to train, or limit what the child may use of the machine.
+reports a candidate that passed the gate, makes it the active generation. `plan` asks a child what a run would cost.
+Invariants: at most one child is there; one that dies, however it dies, leaves the profile with a finished run and the
+old generation serving.
+What this does not do: choose examples (see training_jobs.py), decide when to train, or limit what the child may use of
+the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepd.adapt.job import Job, JobExample, JobKind, Outcome, Progress, Refused, read_event
+from edgepd.adapt.job import Event, Job, JobKind, Outcome, Planned, Progress, Refused, read_event
 from edgepd.config import Settings
 from edgepd.errors import ConflictError, EdgepdError, TrainingError
-from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.generations import Generations
-from edgepd_profiles import examples as example_rows
+from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job
 from edgepd_profiles import registry, runs
-from edgepd_profiles.examples import Example
 from edgepd_profiles.registry import Generation
+from edgepd_profiles.rows import finite
 from edgepd_profiles.runs import Run
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
 
+# -P: a json.py in the working directory must not be taken for the standard one.
+WORKER = (sys.executable, "-P", "-m", "edgepd.adapt.worker")
 EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # longest line that a child may write
-# How long a thread of torch or llama.cpp that waits for the others spins before it sleeps. By default that is 30 times
-# longer, which on a busy machine wastes most of the time that nice 19 leaves; without any spinning (OMP_WAIT_POLICY
-# PASSIVE) training on an idle machine takes 1.7 times as long.
-CHILD_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}
+CHILD_ENVIRONMENT = {
+    # How long a thread of torch or llama.cpp that waits for the others spins before it sleeps. By default that is 30
+    # times longer, which on a busy machine wastes most of the time that nice 19 leaves; without any spinning
+    # (OMP_WAIT_POLICY PASSIVE) training on an idle machine takes 1.7 times as long.
+    "GOMP_SPINCOUNT": "10000",
+    # Freed tensors go back to the system, or the trainer stays as large as its largest step: few arenas, because what
+    # one has freed the others cannot use; large blocks mapped one by one, from a size on that glibc does not raise by
+    # itself once it is set; and the free end of the heap is given back.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_TRIM_THRESHOLD_": "16777216",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}
 STOP_SECONDS = 5.0  # what a child gets to end by itself before it is killed
+PLAN_SECONDS = 120.0  # within which a plan must be there; loading torch alone takes ten on a small board
+KEPT = ("loss", "held_out_loss", "tokens_per_second", "rss_mb")  # numbers that hold until there are newer ones
 
 
 @dataclass
@@ -53,13 +67,17 @@ class _Running:
 class Trainer:
     """Starts training runs and carries their results into the registry. Lives on the event loop."""
 
-    def __init__(self, store: Store, generations: Generations, settings: Settings, runs_dir: Path) -> None:
-        """Checkpoints go below `runs_dir`."""
+    def __init__(
+        self, store: Store, generations: Generations, settings: Settings, runs_dir: Path, worker: Sequence[str] = WORKER
+    ) -> None:
+        """Checkpoints go below `runs_dir`, general examples next to it; `worker` is the command line of the child."""
         self._store = store
         self._generations = generations
         self.settings = settings  # read at the start of each run; a reload replaces them
-        self._runs_dir = runs_dir
+        self._places = Places(runs_dir, runs_dir.with_name("replay"))
+        self._worker = tuple(worker)
         self._running: _Running | None = None
+        self._planning: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
 
     @property
@@ -72,38 +90,51 @@ class Trainer:
         """Where the run that is going on is."""
         return self._running.progress if self._running else None
 
+    async def plan(self, kind: JobKind) -> dict[str, Any]:
+        """Return what a run would do and cost, as the planner says, without doing any of it.
+
+        Raises ConflictError if a run is going on, TrainingError if there is too little to learn or no plan fits.
+        """
+        async with self._starting:
+            active, chosen = await self._prepare(kind)
+            job = await self._job(active, chosen, "plan", plan_only=True)
+            process = self._planning = await self._spawn()
+            try:
+                async with asyncio.timeout(PLAN_SECONDS):
+                    last = [event async for event in _events(process, job) if not isinstance(event, Progress)]
+            except TimeoutError as error:
+                raise TrainingError(f"the trainer had no plan within {PLAN_SECONDS:.0f} s; try again later") from error
+            finally:
+                self._planning = None
+                await _end(process)
+        if last and isinstance(last[-1], Planned):
+            return dict(finite(last[-1].plan))
+        if last and isinstance(last[-1], Refused):
+            raise TrainingError(last[-1].reason)
+        raise TrainingError(f"the trainer {_how_it_ended(process)} before it had a plan")
+
     async def start(self, kind: JobKind) -> Run:
         """Start a run. Raises ConflictError if one is going on, TrainingError if there is too little to learn."""
         async with self._starting:
-            if self._running is not None:
-                raise ConflictError(f"training run {self._running.run.id} is going on; wait for its end")
-            train, held_out = await asyncio.to_thread(self._choose_examples, kind)
-            parent = await asyncio.to_thread(self._generations.active)
-            run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, parent.id)))
+            active, chosen = await self._prepare(kind)
+            run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, active.id)))
             try:
-                job = await asyncio.to_thread(self._job, run, parent, train, held_out)
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # a json.py in the working directory must not be taken for the standard one
-                    "-m",
-                    "edgepd.adapt.worker",
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    limit=EVENT_LIMIT_BYTES,
-                    env=os.environ | CHILD_ENVIRONMENT,
-                )
+                job = await self._job(active, chosen, f"{kind}-{run.id}")
+                process = await self._spawn()
             except Exception as error:
-                await self._finish(run, "failed", f"the trainer could not be started: {error}")
-                if isinstance(error, OSError):
-                    raise TrainingError(f"the trainer could not be started: {error}") from error
+                await self._finish(run, "failed", str(error))
                 raise
-            log.info("training run %d (%s) on %d examples, pid %d", run.id, kind, len(train), process.pid)
+            log.info("training run %d (%s) on %d examples, pid %d", run.id, kind, len(job.train), process.pid)
             follower = asyncio.create_task(self._follow(), name=f"training-{run.id}")
             self._running = _Running(run, job, process, follower)
             return run
 
     async def stop(self, run_id: int | None = None) -> None:
-        """Stop the run that is going on. Raises ConflictError if `run_id` is another one."""
+        """Stop that run, or whatever is going on, planning too. Raises ConflictError if `run_id` is another one."""
+        if run_id is None and self._planning is not None:
+            _kill(self._planning)
+            async with self._starting:  # which it holds to its end
+                pass
         running = self._running
         if running is None or run_id not in (None, running.run.id):
             if run_id is not None:
@@ -113,60 +144,47 @@ class Trainer:
             running.process.terminate()
         done, _ = await asyncio.wait([running.follower], timeout=STOP_SECONDS)
         if not done:
-            if running.process.returncode is None:
-                running.process.kill()
+            _kill(running.process)
             await running.follower
 
-    def _choose_examples(self, kind: JobKind) -> tuple[list[Example], list[Example]]:
-        """Return what to train on and what to hold out. Raises TrainingError if that is too little."""
+    async def _prepare(self, kind: JobKind) -> tuple[Generation, Chosen]:
+        """Return what serves now and what to learn. Raises as `start`."""
+        if self._running is not None:
+            raise ConflictError(f"training run {self._running.run.id} is going on; wait for its end")
         train = self.settings.train
-        with self._store.read() as conn:
-            found = example_rows.training_examples(conn, train.accepted_weight)
-        limit = train.live_examples if kind == "live" else train.baked_examples
-        chosen = found[-limit:]
-        learn, held_out = example_rows.split(chosen, train.held_out_fraction)
-        if len(chosen) < train.min_examples or not held_out:
-            raise TrainingError(
-                f"there are {len(chosen)} different examples, but training needs at least {train.min_examples}; "
-                "correct more answers with `edgepd fix` or accept them with `edgepd good`"
-            )
-        return learn, held_out
+        active = await asyncio.to_thread(self._generations.active)
+        found = await asyncio.to_thread(find_examples, self._store, train)
+        return active, await asyncio.to_thread(choose, found, active, kind, train)
 
-    def _job(self, run: Run, parent: Generation, train: Sequence[Example], held_out: Sequence[Example]) -> Job:
-        generations, settings = self._generations, self.settings
-        live = run.kind == "live"
-        base = generations.model_path(parent) if live else generations.base.path
-        adapter = generations.directory / parent.adapter_file if parent.adapter_file else None
-        return Job(
-            kind="live" if live else "baked",
-            base=str(base),
-            base_sha256=generations.model_sha256(parent) if live else generations.base.sha256,
-            original=str(generations.base.path),
-            current_model=str(generations.model_path(parent)),
-            current_adapter=str(adapter) if adapter else None,
-            output=str(generations.directory / f"{run.kind}-{run.id}.gguf"),
-            checkpoint_dir=str(self._runs_dir / run.kind),
-            train=[_for_job(e) for e in train],
-            held_out=[_for_job(e) for e in held_out],
-            data_hash=example_rows.data_hash(train),
-            rank=settings.train.rank,
-            learning_rate=settings.train.live_learning_rate if live else settings.train.scale_learning_rate,
-            epochs=settings.train.epochs,
-            seed=settings.train.seed,
-            threads=settings.train.threads or physical_cores(),
-            max_perplexity_rise=settings.gate.max_perplexity_rise,
-            min_kept_gain=settings.gate.min_kept_gain,
-            max_tokens=settings.serve.context_tokens,
-            parent=parent.id,
-        )
+    async def _job(self, active: Generation, chosen: Chosen, name: str, *, plan_only: bool = False) -> Job:
+        parts = (self._generations, active, chosen, self.settings, self._places)
+        return await asyncio.to_thread(make_job, *parts, name, plan_only=plan_only)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """Start a child that waits for its job. Raises TrainingError."""
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._worker,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=EVENT_LIMIT_BYTES,
+                env=os.environ | CHILD_ENVIRONMENT,
+            )
+        except OSError as error:
+            raise TrainingError(f"the trainer could not be started: {error}") from error
 
     async def _follow(self) -> None:
         """Send the job, follow the child to its end, and record what came of it."""
         running = self._running
         if running is None:
             raise RuntimeError("there is no run to follow")
+        last: Outcome | Refused | None = None
         try:
-            last = await self._converse(running)
+            async for event in _events(running.process, running.job):
+                if isinstance(event, Progress):
+                    running.progress = continued(running.progress, event)
+                elif not isinstance(event, Planned):
+                    last = event
             await self._conclude(running, last)
         except EdgepdError as error:
             log.error("training run %d: %s", running.run.id, error)
@@ -175,40 +193,17 @@ class Trainer:
             log.exception("training run %d", running.run.id)
             await self._finish(running.run, "failed", "unexpected failure; the daemon's log has the details")
         finally:
-            if running.process.returncode is None:
-                running.process.kill()
+            await _end(running.process)
             self._running = None
-
-    async def _converse(self, running: _Running) -> Outcome | Refused | None:
-        """Return the child's last word, None if it died without one."""
-        process = running.process
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the trainer was started without pipes")
-        last: Outcome | Refused | None = None
-        try:
-            process.stdin.write(running.job.to_json().encode())
-            await process.stdin.drain()
-            process.stdin.close()
-            async for line in process.stdout:
-                event = read_event(line.decode())
-                if isinstance(event, Progress):
-                    running.progress = event
-                else:
-                    last = event
-        except (BrokenPipeError, ConnectionResetError, ValueError) as error:
-            log.warning("training run %d: lost the trainer: %s", running.run.id, error)
-        await process.wait()
-        return last
 
     async def _conclude(self, running: _Running, last: Outcome | Refused | None) -> None:
         run, job = running.run, running.job
         output = Path(job.output)
         if last is None:
             output.unlink(missing_ok=True)
-            code = running.process.returncode
-            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-            state = "interrupted" if code is not None and code < 0 else "failed"
-            await self._finish(run, state, f"the trainer {how} before it had a result")
+            killed = (running.process.returncode or 0) < 0
+            reason = f"the trainer {_how_it_ended(running.process)} before it had a result"
+            await self._finish(run, "interrupted" if killed else "failed", reason)
         elif isinstance(last, Refused):
             output.unlink(missing_ok=True)
             await self._finish(run, "failed", last.reason)
@@ -240,19 +235,14 @@ class Trainer:
                 file_sha256=outcome.file_sha256,
                 example_ids=[e.id for e in job.train if e.id not in outcome.skipped],
                 data_hash=job.data_hash,
-                config={"rank": job.rank, "learning_rate": job.learning_rate, "epochs": job.epochs, "seed": job.seed},
+                config={"settings": job.settings, "plan": outcome.scores.get("plan")},
                 scores=outcome.scores,
                 reason=outcome.reason,
             )
         ).result()
 
     async def _finish(
-        self,
-        run: Run,
-        state: str,
-        reason: str,
-        generation: int | None = None,
-        numbers: dict[str, Any] | None = None,
+        self, run: Run, state: str, reason: str, generation: int | None = None, numbers: dict[str, Any] | None = None
     ) -> None:
         log.info("training run %d: %s: %s", run.id, state, reason)
         await asyncio.wrap_future(
@@ -262,10 +252,45 @@ class Trainer:
         )
 
 
+def continued(before: Progress | None, now: Progress) -> Progress:
+    """Return `now` with the numbers that it does not tell as they were, such as the loss when a stage begins."""
+    missing = [name for name in KEPT if before is not None and getattr(now, name) is None]
+    return dataclasses.replace(now, **{name: getattr(before, name) for name in missing})
+
+
 def progress_fields(progress: Progress | None) -> dict[str, Any] | None:
-    """Return progress as the API shows it."""
-    return asdict(progress) if progress else None
+    """Return progress as the API shows it. A loss that is not a number any more is null, as JSON has no other way."""
+    return dict(finite(asdict(progress))) if progress else None
 
 
-def _for_job(example: Example) -> JobExample:
-    return JobExample(example.id, example.messages, example.response, example.weight)
+async def _events(process: asyncio.subprocess.Process, job: Job) -> AsyncGenerator[Event, None]:
+    """Send the job and yield what the child says until it has ended. Raises TrainingError for what is no event."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the trainer was started without pipes")
+    try:
+        process.stdin.write(job.to_json().encode())
+        await process.stdin.drain()
+        process.stdin.close()
+        async for line in process.stdout:
+            yield read_event(line.decode())
+    except (BrokenPipeError, ConnectionResetError) as error:
+        log.warning("lost the trainer with pid %d: %s", process.pid, error)
+    except ValueError as error:  # too long, or not UTF-8
+        raise TrainingError(f"the trainer wrote a line that cannot be read: {error}") from error
+    await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill a child that has not ended; read what it has still said, or its pipe would stay open."""
+    _kill(process)
+    await process.communicate()
+
+
+def _how_it_ended(process: asyncio.subprocess.Process) -> str:
+    code = process.returncode
+    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"

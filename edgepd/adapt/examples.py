@@ -28,27 +28,44 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """One exchange to learn from: the messages before the answer, and the answer the user wants."""
+    """One exchange to learn from, as job.JobExample."""
 
     id: str
     messages: Sequence[Message]
     response: str
     weight: float = 1.0
+    rejected: str | None = None
+    desirable: bool = True
+    reward: float = 0.0
+    conversation: str = ""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; tokens[supervised_from:] are the targets, each of this weight."""
+    """Token ids of one example; tokens[supervised_from:] are the targets, each of this weight.
+
+    `rejected` holds the tokens of the same prompt with the answer that is wanted less.
+    """
 
     id: str
     tokens: tuple[int, ...]
     supervised_from: int
     weight: float = 1.0
+    rejected: tuple[int, ...] | None = None
+    desirable: bool = True
 
     @property
     def supervised(self) -> int:
         """Number of supervised tokens."""
         return len(self.tokens) - self.supervised_from
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The examples of one optimiser step. General ones (the paper's D_G) are imitated, whatever the objective."""
+
+    examples: tuple[Encoded, ...]
+    general: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +81,11 @@ def encode(chat: Format, example: Example, max_tokens: int) -> Encoded:
     if not example.response.strip():
         raise TrainingError(f"example {example.id}: the answer is empty")
     prompt, answer = chat.prompt(example.messages), chat.answer(example.response)
-    length = len(prompt) + len(answer)
+    rejected = None if example.rejected is None else (*prompt, *chat.answer(example.rejected))
+    length = max(len(prompt) + len(answer), len(rejected or ()))
     if length > max_tokens:
         raise TrainingError(f"example {example.id}: {length} tokens exceed the training limit of {max_tokens}")
-    return Encoded(example.id, (*prompt, *answer), len(prompt), example.weight)
+    return Encoded(example.id, (*prompt, *answer), len(prompt), example.weight, rejected, example.desirable)
 
 
 def encode_all(chat: Format, examples: Iterable[Example], max_tokens: int) -> tuple[list[Encoded], list[Skipped]]:

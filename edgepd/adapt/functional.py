@@ -1,9 +1,10 @@
-"""The parts of a llama block that are not matrix products, with hand-written gradients.
+"""The parts of a transformer block that are not matrix products, with hand-written gradients.
 
-The idea: each function keeps only the tensors its gradient cannot do without, so that a token costs less
-memory than plain autograd would keep. The invariant: all arithmetic is fp32 and gradients equal autograd's
+The idea: a norm or a gated activation in front of a product is cheap to compute again, so the product (linear.py) keeps
+what goes *into* it, not what comes out; such a part is a `Prologue`. The others are autograd functions that keep only
+the tensors their gradient cannot do without. The invariant: all arithmetic is fp32 and gradients equal autograd's
 (tested).
-What this does not do: anything with trainable weights; norm gains are frozen.
+What this does not do: know about layers, or about weights that are quantised.
 """
 
 # The base class of autograd functions is not annotated upstream.
@@ -11,39 +12,108 @@ What this does not do: anything with trainable weights; norm gains are frozen.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+Activation = Literal["silu", "gelu"]
 
-class _RMSNorm(torch.autograd.Function):
+
+class Prologue(Protocol):
+    """What happens to an input x (N, C) right before it is multiplied. `gain` (C,) is None where there is none."""
+
+    def forward(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Return what is multiplied, (N, in)."""
+
+    def backward(self, x: Tensor, gain: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of x and of the gain, given that of the result; may overwrite `grad`."""
+
+
+class Plain:
+    """The input itself."""
+
+    def forward(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Return x."""
+        del gain
+        return x
+
+    def backward(self, x: Tensor, gain: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient as it is."""
+        del x, gain
+        return grad, None
+
+
+class RMSNorm:
+    """x / rms(x) * gain, row by row; arXiv 1910.07467."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Normalise x (..., C)."""
+        scaled = x * self._inverse_rms(x)
+        return scaled if gain is None else scaled.mul_(gain)
+
+    def backward(self, x: Tensor, gain: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients of x (..., C) and, if the gain is trained, of the gain."""
+        inverse_rms = self._inverse_rms(x)
+        grad_gain = None
+        if gain is not None:
+            if gain.requires_grad:
+                grad_gain = (grad * x).mul_(inverse_rms).flatten(0, -2).sum(0)
+            grad = grad.mul_(gain)
+        along_x = (grad * x).mean(-1, keepdim=True).mul_(inverse_rms.square())
+        return grad.addcmul_(x, along_x, value=-1).mul_(inverse_rms), grad_gain
+
+    def _inverse_rms(self, x: Tensor) -> Tensor:
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        return mean.add_(self.eps).rsqrt_()
+
+
+class Gated:
+    """activation(gate) * up, where x (N, 2F) holds gate and up side by side; arXiv 2002.05202."""
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def forward(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Return (N, F)."""
+        del gain
+        gate, up = x.chunk(2, dim=1)
+        return self._activate(gate).mul_(up)
+
+    def backward(self, x: Tensor, gain: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of x (N, 2F)."""
+        del gain
+        gate, up = x.chunk(2, dim=1)
+        grad_x = torch.empty_like(x)
+        grad_gate, grad_up = grad_x.chunk(2, dim=1)
+        torch.mul(self._activate(gate), grad, out=grad_up)
+        scaled = grad.mul_(up)
+        if self._activation == "silu":
+            torch.ops.aten.silu_backward.grad_input(scaled, gate, grad_input=grad_gate)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(scaled, gate, approximate="tanh", grad_input=grad_gate)
+        return grad_x, None
+
+    def _activate(self, gate: Tensor) -> Tensor:
+        if self._activation == "silu":
+            return torch.nn.functional.silu(gate)
+        return torch.nn.functional.gelu(gate, approximate="tanh")
+
+
+class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        inverse_rms = (x.square().mean(-1, keepdim=True) + eps).rsqrt_()
-        ctx.save_for_backward(x, gain, inverse_rms)
-        return (x * inverse_rms).mul_(gain)
+        ctx.save_for_backward(x, gain)
+        ctx.norm = RMSNorm(eps)
+        return ctx.norm.forward(x, gain)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, gain, inverse_rms = ctx.saved_tensors
-        scaled = grad * gain
-        along_x = (scaled * x).mean(-1, keepdim=True).mul_(inverse_rms.square())
-        return scaled.sub_(x * along_x).mul_(inverse_rms), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return torch.nn.functional.silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        activated = torch.nn.functional.silu(gate)
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, activated.mul_(grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, gain = ctx.saved_tensors
+        return (*ctx.norm.backward(x, gain, grad.clone()), None)  # the gradient may be shared with a residual
 
 
 class _Rotate(torch.autograd.Function):
@@ -69,13 +139,8 @@ def _turned(x: Tensor, turns: Tensor, interleaved: bool) -> Tensor:
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """Divide each row of x (N, C) by its root mean square and multiply by gain (C,); arXiv 1910.07467."""
-    return _RMSNorm.apply(x, gain, eps)
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Return silu(gate) * up, elementwise; arXiv 2002.05202."""
-    return _SwiGLU.apply(gate, up)
+    """Divide each row of x (..., C) by its root mean square and multiply by gain (C,); arXiv 1910.07467."""
+    return _Norm.apply(x, gain, eps)
 
 
 def rotate(x: Tensor, turns: Tensor, *, interleaved: bool) -> Tensor:

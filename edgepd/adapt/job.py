@@ -1,8 +1,8 @@
 """The contract between the daemon and its training child: a job goes in on stdin, events come out on stdout.
 
 The idea: both sides import these records and nothing else of each other, so that the daemon never imports torch.
-Each event is one line of JSON with one key: `progress`, `outcome` or `refused`. The text of the examples travels
-through the pipe and is never written to disk by either side.
+Each event is one line of JSON with one key: `progress`, `planned`, `outcome` or `refused`. The text of the examples
+travels through the pipe and is never written to disk by either side.
 What this does not do: decide what to train on, or what happens with the outcome.
 """
 
@@ -15,17 +15,27 @@ from typing import Any, Literal, Self
 
 from edgepd.errors import TrainingError
 
+# `live` is the fast path (ASLS-Fast): a few seconds on the newest examples, on top of what serves now. `baked` is the
+# normal path (ASLS-Normal): from the original base, on all selected examples.
 JobKind = Literal["live", "baked"]
 
 
 @dataclass(frozen=True)
 class JobExample:
-    """One exchange: the messages before the answer, and the answer that the user wants."""
+    """One exchange: the messages before the answer, and the answer that the user wants.
+
+    `rejected` is an answer that the user wants less (preference pairs), `desirable` is False for an answer with a thumb
+    down (KTO and APO), `reward` in [-1, 1] and `conversation` give the returns of reward-weighted training.
+    """
 
     id: str
     messages: list[dict[str, Any]]
     response: str
     weight: float = 1.0
+    rejected: str | None = None
+    desirable: bool = True
+    reward: float = 0.0
+    conversation: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,22 +46,23 @@ class Job:
     base: str  # model file that is trained through: the active one for `live`, the original for `baked`
     base_sha256: str
     original: str  # the unchanged base model, against which general perplexity is compared
+    original_sha256: str
     current_model: str  # what serves now
     current_adapter: str | None
     output: str  # adapter (`live`) or model file (`baked`) to write
     checkpoint_dir: str
+    replay_dir: str  # cache of general examples and anchors, which the base generates once
     train: list[JobExample]
     held_out: list[JobExample]
     data_hash: str
-    rank: int
-    learning_rate: float
-    epochs: int
-    seed: int
+    settings: dict[str, Any]  # the section [train] of the settings
     threads: int
     max_perplexity_rise: float
     min_kept_gain: float
     max_tokens: int  # examples with more tokens are skipped
     parent: int | None = None
+    start_adapter: str | None = None  # live adapter whose training is continued
+    plan_only: bool = False  # answer with the plan and do nothing
 
     def to_json(self) -> str:
         """Serialise."""
@@ -71,13 +82,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: stage is `load`, `train`, `write` or `gate`; `done` of `total` in its own unit."""
+    """Where a run is: stage is `load`, `replay`, `train`, `write` or `gate`; `done` of `total` in its own unit."""
 
     stage: str
     done: int = 0
     total: int = 0
-    loss: float | None = None  # nats per supervised token
+    loss: float | None = None  # nats per supervised token, of the last optimiser step
+    held_out_loss: float | None = None  # of the last evaluation, on examples set aside for early stopping
     tokens_per_second: float | None = None
+    seconds_left: float | None = None  # of this stage
+    rss_mb: float | None = None  # resident memory of the trainer, in MiB
+    paused: str | None = None  # why it waits, if it does
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do and cost, as edgepd.adapt.planner.Plan gives it."""
+
+    plan: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,9 +120,9 @@ class Refused:
     reason: str
 
 
-Event = Progress | Outcome | Refused
+Event = Progress | Planned | Outcome | Refused
 
-_NAMES: dict[type[Any], str] = {Progress: "progress", Outcome: "outcome", Refused: "refused"}
+_NAMES: dict[type[Any], str] = {Progress: "progress", Planned: "planned", Outcome: "outcome", Refused: "refused"}
 
 
 def write_event(event: Event) -> str:

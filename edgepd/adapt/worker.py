@@ -8,32 +8,38 @@ What this does not do: touch the profile or the running model, or talk to the ne
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from edgepd.adapt import planner
 from edgepd.adapt.batches import held_out_loss
+from edgepd.adapt.cpu import compute_dtype
 from edgepd.adapt.decoder import Decoder
-from edgepd.adapt.examples import Encoded, Example, Skipped, encode_all
 from edgepd.adapt.gate import Arm, Limits, judge
-from edgepd.adapt.job import Event, Job, JobExample, Outcome, Progress, Refused, write_event
-from edgepd.adapt.sft import TrainConfig, TrainResult, train
-from edgepd.chat import ChatFormat
+from edgepd.adapt.job import Event, Job, Outcome, Planned, Progress, Refused, write_event
+from edgepd.adapt.loop import CHECKPOINT_NAME, TrainResult, train
+from edgepd.adapt.planner import MIB, Plan
+from edgepd.adapt.recipe import Data, Recipe, make_recipe, prepare_data, read_settings, stopping_set
+from edgepd.atomic import replacing
 from edgepd.errors import EdgepdError, TrainingError
-from edgepd.llama import Model
-from edgepd_quant.adapter_file import write_adapter
+from edgepd.llama.memory import trim
+from edgepd_quant.adapter_file import Adapter, LowRank, read_adapter, write_adapter
 from edgepd_quant.bake import bake
 from edgepd_quant.reader import GGUFFile
 
-# From this many training examples on, the newest share is set aside to stop early on. Fewer are too few to judge
-# by, and each of them is worth more as something to learn from.
-EARLY_STOPPING_FROM = 16
-EARLY_STOPPING_SHARE = 0.15
+PLAN_NAME = "plan.json"
+FREE_SHARE = 0.5  # of the memory that is free, where no budget is set
+SMOOTHING = 0.3  # weight of the newest step in the estimate of the time that is left
 
 
 def main() -> int:
@@ -57,39 +63,59 @@ def emit(event: Event) -> None:
 class PipeReport:
     """Sends the progress of the training loop to the daemon."""
 
+    def __init__(self) -> None:
+        self._held_out: float | None = None
+        self._last = time.monotonic()
+        self._seconds_per_step: float | None = None
+
     def on_step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """Report one optimiser step."""
-        emit(Progress("train", step, total, loss, tokens_per_second))
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        before = self._seconds_per_step
+        self._seconds_per_step = seconds if before is None else before + SMOOTHING * (seconds - before)
+        left = self._seconds_per_step * (total - step)
+        emit(Progress("train", step, total, loss, self._held_out, tokens_per_second, left, _rss_bytes() / MIB))
 
     def on_eval(self, epoch: int, held_out_loss: float) -> None:
-        """Evaluations are reported with the outcome."""
+        """Remember the loss for the next step's report; what it took is no part of a step."""
+        del epoch
+        self._held_out = held_out_loss
+        self._last = time.monotonic()
 
 
-def run(job: Job) -> Outcome:
-    """Carry out one job. Raises EdgepdError with the reason if it cannot be."""
+def run(job: Job) -> Outcome | Planned:
+    """Carry out one job, or say what it would cost. Raises EdgepdError with the reason if it cannot be."""
     emit(Progress("load"))
     clock = _Clock()
     torch.set_num_threads(job.threads)
     base, output = Path(job.base), Path(job.output)
-    train_set, held_out, skipped = _encode(job, base)
+    settings = read_settings(job)
+    data = prepare_data(job, settings, lambda done, total: emit(Progress("replay", done, total)))
     with GGUFFile.open(base) as model:
         if (found := model.sha256()) != job.base_sha256:
             raise TrainingError(f"{base} has SHA-256 {found[:12]}…, not {job.base_sha256[:12]}… as when it was opened")
-        decoder = Decoder(model)
+        decoder = Decoder(model, dtype=compute_dtype())
+        recipe = make_recipe(job, settings, data, decoder)
+        plan = _plan(job, recipe, data, decoder)
+        if job.plan_only:
+            return Planned(planner.as_dict(plan))
         clock.lap("load_s")
-        result = _train(job, decoder, train_set)
-        torch_loss = held_out_loss(decoder, held_out)
+        result = _train(job, decoder, recipe, data, plan)
+        torch_loss = held_out_loss(decoder, data.held_out, plan.micro_tokens)
         clock.lap("train_s")
         emit(Progress("write"))
         baking = _write(job, decoder, output)
         clock.lap("write_s")
+        trained_peak = _peak_bytes()
+    del decoder, model  # with it goes the mapping of the base
+    trim()
     emit(Progress("gate"))
-    candidate = Arm(base, output) if job.kind == "live" else Arm(output)
     verdict = judge(
         original=Arm(Path(job.original)),
         current=Arm(Path(job.current_model), Path(job.current_adapter) if job.current_adapter else None),
-        candidate=candidate,
-        held_out=held_out,
+        candidate=Arm(base, output) if job.kind == "live" else Arm(output),
+        held_out=data.held_out,
         limits=Limits(job.max_perplexity_rise, job.min_kept_gain),
         threads=job.threads,
     )
@@ -100,46 +126,99 @@ def run(job: Job) -> Outcome:
         "epochs": result.best_epoch,
         "steps": result.steps,
         "train_tokens_per_second": result.tokens_per_second,
+        "train_peak_rss_mb": round(trained_peak / MIB),
+        "peak_rss_mb": round(_peak_bytes() / MIB),
+        "plan": planner.as_dict(plan),
         **baking,
         **clock.laps,
     }
     sha256 = _sha256(output)
     _remove_checkpoints(Path(job.checkpoint_dir))
-    return Outcome(verdict.passed, verdict.reason, scores, sha256, {s.id: s.reason for s in skipped})
+    skipped = {s.id: s.reason for s in data.skipped}
+    return Outcome(verdict.passed, verdict.reason, scores, sha256, skipped)
 
 
-def _encode(job: Job, base: Path) -> tuple[list[Encoded], list[Encoded], list[Skipped]]:
-    """Tokenise the examples as serving does. Raises TrainingError if a side has none that fits."""
-    with Model(base, vocab_only=True) as tokenizer:
-        chat = ChatFormat(tokenizer)
-        train_set, skipped = encode_all(chat, _examples(job.train), job.max_tokens)
-        held_out, skipped_held_out = encode_all(chat, _examples(job.held_out), job.max_tokens)
-    for side, examples in (("to train on", train_set), ("to judge by", held_out)):
-        if not examples:
-            raise TrainingError(
-                f"no example {side} fits into {job.max_tokens} tokens; correct some shorter answers first"
-            )
-    return train_set, held_out, skipped + skipped_held_out
-
-
-def _examples(examples: list[JobExample]) -> list[Example]:
-    return [Example(e.id, e.messages, e.response, e.weight) for e in examples]
-
-
-def _train(job: Job, decoder: Decoder, examples: list[Encoded]) -> TrainResult:
-    stop_on = int(len(examples) * EARLY_STOPPING_SHARE) if len(examples) >= EARLY_STOPPING_FROM else 0
-    config = TrainConfig(
-        kind="lora" if job.kind == "live" else "scale",
-        rank=job.rank,
-        alpha=2.0 * job.rank,
-        learning_rate=job.learning_rate,
-        epochs=job.epochs,
-        seed=job.seed,
+def _plan(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
+    """Plan the run. One that was interrupted keeps what decides its result: the steps and how they are cut."""
+    config, live = recipe.config, job.kind == "live"
+    decoder.adapt(
+        config.kind,
+        rank=config.rank,
+        alpha=config.alpha,
+        seed=config.seed,
+        rs_lora=config.rs_lora,
+        top_layers=config.top_layers,
     )
+    trim()
+    budget_mb = recipe.settings["memory_mb"]
+    rss = _rss_bytes()
+    free = rss + int(psutil.virtual_memory().available * FREE_SHARE)
+    request = planner.Request(
+        decoder=decoder,
+        rank=config.rank,
+        epochs=recipe.epochs,
+        held_out=[*stopping_set(recipe, data), *data.held_out],
+        sequences=recipe.objective.sequences,
+        threads=job.threads,
+        rss_bytes=rss,
+        budget_bytes=budget_mb * MIB if budget_mb else free,
+        gemm_flops=planner.probe_gemm(),
+        seconds=recipe.settings["fast_seconds"] if live else None,
+    )
+    plan = planner.plan(request)
     directory = Path(job.checkpoint_dir)
+    if job.plan_only:
+        return plan
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    learn_from, stop_set = examples[: len(examples) - stop_on], examples[len(examples) - stop_on :]
-    return train(decoder, learn_from, stop_set, config, PipeReport(), directory)
+    return _settled(directory, job.data_hash, plan)
+
+
+def _settled(directory: Path, data_hash: str, plan: Plan) -> Plan:
+    """Take over steps and micro-batches of an interrupted run on the same data, else note those of this one."""
+    path = directory / PLAN_NAME
+    if (directory / CHECKPOINT_NAME).exists() and path.exists():
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            if noted["data_hash"] == data_hash:
+                reasons = (*plan.reasons, "an interrupted run goes on")
+                return dataclasses.replace(
+                    plan, steps=int(noted["steps"]), micro_tokens=int(noted["micro_tokens"]), reasons=reasons
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"{path} is ignored: {error}", file=sys.stderr)
+    with replacing(path) as file:
+        noted = {"data_hash": data_hash, "steps": plan.steps, "micro_tokens": plan.micro_tokens}
+        file.write(json.dumps(noted).encode())
+    return plan
+
+
+def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -> TrainResult:
+    """Run the loop as planned, on from the active live adapter if there is one that fits."""
+    decoder.arrange(residency=plan.residency, kept_layers=plan.kept_layers)
+    config = dataclasses.replace(recipe.config, micro_tokens=plan.micro_tokens, max_steps=plan.steps)
+    return train(
+        decoder,
+        recipe.epochs,
+        stopping_set(recipe, data),
+        recipe.objective,
+        config,
+        PipeReport(),
+        checkpoint_dir=Path(job.checkpoint_dir),
+        start=_start(job, decoder, recipe.config.rank),
+    )
+
+
+def _start(job: Job, decoder: Decoder, rank: int) -> Adapter | None:
+    """Return the active live adapter if training can go on from it.
+
+    It cannot if rank or layers were lowered since: what it holds of the rest would be lost.
+    """
+    if job.start_adapter is None:
+        return None
+    adapter = read_adapter(Path(job.start_adapter))
+    trained = {delta.name for delta in decoder.deltas}
+    ranks = [len(factors.a) for factors in adapter.tensors.values() if isinstance(factors, LowRank)]
+    return adapter if set(adapter.tensors) <= trained and max(ranks) <= rank else None
 
 
 def _write(job: Job, decoder: Decoder, output: Path) -> dict[str, Any]:
@@ -154,6 +233,14 @@ def _write(job: Job, decoder: Decoder, output: Path) -> dict[str, Any]:
         "baked_changed_bytes": report.changed_bytes,
         "baked_max_relative_rounding": report.max_relative_rounding,
     }
+
+
+def _rss_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ from edgepd.cli.model import model
 from edgepd.cli.output import error_body
 from edgepd.cli.status import status
 from edgepd.cli.train import train
+from edgepd.cli.watch import watch
 from edgepd.errors import EdgepdError, RequestError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -69,5 +70,5 @@ def main() -> None:
     """
 
 
-for command in (demo, chat, ask, good, bad, fix, undo, train, status, adapters, model, config, daemon):
+for command in (demo, chat, ask, good, bad, fix, undo, train, watch, status, adapters, model, config, daemon):
     main.add_command(command)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgepd.cli.output import columns, connect, duration, json_option, mebibytes, show
+from edgepd.cli.train import numbers_of, stage_of
 from edgepd.client import Json
 
 
@@ -75,7 +76,7 @@ def _training(training: Json) -> str:
         return "none yet"
     text = f"run {run['id']} ({run['kind']}) {run['state']}"
     if progress:
-        text += f": {progress['stage']} {progress.get('done') or 0}/{progress.get('total') or '?'}"
+        text += ": " + ", ".join([stage_of(progress), *numbers_of(progress)])
     elif run.get("reason"):
         text += f": {run['reason']}"
     return text

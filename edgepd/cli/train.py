@@ -1,27 +1,55 @@
-"""`edgepd train`: learn from the feedback, and say whether the result was good enough to go live."""
+"""`edgepd train`: learn from the feedback, and say whether the result was good enough to go live.
+
+The idea: the daemon does everything; this starts a run, or asks for its plan, and shows what comes of it. `stage_of`,
+`numbers_of` and `verdict` are how a run is described wherever one is shown.
+What this does not do: train, or stop a run when it is interrupted itself.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from edgepd.cli.output import connect, json_option, note, progress_console, show
+from edgepd.cli.output import columns, connect, duration, json_option, note, progress_console, show
 from edgepd.client import Client, Json
 from edgepd.errors import TrainingError
 
 POLL_S = 0.25
 TIMES = ("load_s", "train_s", "write_s", "gate_s")
+# How the known parts of a plan are shown; whatever else the planner says is shown under its own name.
+PLAN_PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "residency": ("weights in memory as", str),
+    "kept_layers": ("layers kept in memory", str),
+    "micro_tokens": ("tokens at a time", str),
+    "tokens_per_epoch": ("tokens per epoch", str),
+    "steps": ("optimiser steps", str),
+    "predicted_rss_mb": ("memory", lambda mb: f"{mb:.0f} MiB"),
+    "budget_mb": ("memory allowed", lambda mb: f"{mb:.0f} MiB"),
+    "predicted_seconds": ("time", lambda seconds: duration(seconds)),
+}
 
 
 @click.command()
-@click.option("--baked", is_flag=True, help="Train a change that the model file itself can hold, at no cost in speed.")
+@click.option(
+    "--baked",
+    is_flag=True,
+    help="Take the normal path: train, from the base model, a change that the model file itself can hold, at no cost "
+    "in speed. Without this it is the fast path: an adapter on top of what serves now.",
+)
+@click.option("--plan", "plan_only", is_flag=True, help="Say what the run would do and cost, and train nothing.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the verdict (default), or only start the run.")
 @json_option
-def train(baked: bool, wait: bool, as_json: bool) -> None:
+def train(baked: bool, plan_only: bool, wait: bool, as_json: bool) -> None:
     """Learn from the feedback so far. Ends with 0 if the result went live, and with 7 if it did not."""
     with connect() as client:
+        if plan_only:
+            plan = client.plan_training("baked" if baked else "live")
+            show(plan, plan_text(plan), as_json)
+            return
         run = client.start_training("baked" if baked else "live")
         if wait:
             run = _follow(client, run)
@@ -38,7 +66,7 @@ def _follow(client: Client, run: Json) -> Json:
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
         ),
         TimeElapsedColumn(),
         console=console,
@@ -55,30 +83,55 @@ def _follow(client: Client, run: Json) -> Json:
                 if seen["progress"]:
                     _draw(bar, task, seen["progress"])
     except KeyboardInterrupt:
-        note(f"run {run['id']} goes on in the daemon; edgepd status shows it")
+        note(f"run {run['id']} goes on in the daemon; edgepd watch shows it")
         raise
     return run
 
 
 def _draw(bar: Progress, task: TaskID, progress: Json) -> None:
-    numbers = []
-    if progress.get("loss") is not None:
-        numbers.append(f"loss {progress['loss']:.3f}")
-    if progress.get("tokens_per_second"):
-        numbers.append(f"{progress['tokens_per_second']:.0f} tokens/s")
     bar.update(
         task,
         description=str(progress["stage"]),
-        total=progress.get("total"),
+        total=progress.get("total") or None,
         completed=progress.get("done") or 0,
-        numbers=", ".join(numbers),
+        numbers=", ".join(numbers_of(progress)),
     )
+
+
+def stage_of(progress: Json) -> str:
+    """Say in which stage a run is, and how far it has come there."""
+    total = progress.get("total")
+    return f"{progress['stage']} {progress.get('done') or 0}/{total}" if total else str(progress["stage"])
+
+
+def numbers_of(progress: Json) -> list[str]:
+    """Return what is known of a run that is going on, each with its unit. Losses are in nats per token."""
+    shown: tuple[tuple[str, Callable[[float], str]], ...] = (
+        ("loss", lambda nats: f"loss {nats:.3f}"),
+        ("held_out_loss", lambda nats: f"held-out {nats:.3f}"),
+        ("tokens_per_second", lambda speed: f"{speed:.0f} tokens/s"),
+        ("rss_mb", lambda mb: f"{mb:.0f} MiB"),
+        ("seconds_left", lambda seconds: f"{duration(seconds)} left"),
+        ("paused", lambda reason: f"paused: {reason}"),
+    )
+    return [write(progress[name]) for name, write in shown if progress.get(name) is not None]
+
+
+def plan_text(plan: Json) -> str:
+    """Describe a plan for people: its parts as a table, then why it is as it is."""
+    rows = []
+    for name, value in plan.items():
+        if name != "reasons":
+            label, write = PLAN_PARTS.get(name, (name.replace("_", " "), str))
+            rows.append((label, "-" if value is None else write(value)))
+    lines = [columns(rows)] if rows else []
+    return "\n".join([*lines, *(f"- {reason}" for reason in plan.get("reasons") or [])])
 
 
 def verdict(run: Json) -> str:
     """Describe a run for people: its state, the reason, and the numbers that decided."""
     heads = {
-        "running": f"run {run['id']} has started; edgepd status shows how it goes",
+        "running": f"run {run['id']} has started; edgepd watch shows how it goes",
         "promoted": f"promoted: generation {run.get('generation')} ({run['kind']}) is live",
     }
     lines = [heads.get(run["state"], f"{run['state']}: {run.get('reason') or 'no reason was given'}")]

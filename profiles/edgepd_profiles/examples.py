@@ -1,10 +1,12 @@
 """From feedback to training examples, and which of them are never trained on.
 
 The idea: an edit teaches its text with weight 1, an accepted answer teaches itself with less; only text that
-the user wrote or accepted is used. The split is prequential: the newest examples are held out and decide
+the user wrote or accepted is imitated. What the user did not want is kept beside it, for those objectives
+that learn from the difference. The split is prequential: the newest examples are held out and decide
 promotion.
 The invariant: near-identical examples lie on one side of the split, and so does a conversation unless it
-holds most of what there is, because either would let the held-out score measure memory.
+holds most of what there is, because either would let the held-out score measure memory. What the user did
+not want is never held out, because promotion asks how well wanted text is predicted.
 What this does not do: scrub secrets, or choose among too many examples.
 """
 
@@ -15,7 +17,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from edgepd_profiles.rows import canonical_json, fetch
@@ -25,7 +27,12 @@ MIN_HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Example:
-    """One exchange to learn from: `id` is the interaction's, `created_at` the time of the feedback."""
+    """One exchange to learn from: `id` is the interaction's, `created_at` the time of the feedback.
+
+    `rejected` is the answer that the user replaced by `response`. `desirable` is False if the user did not want
+    `response`: it is never imitated. `reward`, in [-1, 1], is what `response` itself is worth: 1 for a text that
+    the user wrote or accepted, -1 for one with a thumb down.
+    """
 
     id: str
     conversation: str
@@ -33,31 +40,45 @@ class Example:
     messages: list[dict[str, Any]]
     response: str
     weight: float
+    rejected: str | None = None
+    desirable: bool = True
+    reward: float = 1.0
 
 
-def training_examples(conn: sqlite3.Connection, accepted_weight: float) -> list[Example]:
+def training_examples(conn: sqlite3.Connection, accepted_weight: float, *, undesirable: bool = False) -> list[Example]:
     """Return what can be learned, ordered by the time of the feedback.
 
-    An edit gives its text with weight 1. A thumb up without an edit gives the answer with `accepted_weight`,
-    if it is above zero and the answer came to its end: a text that broke off would teach the model to break
-    off. A thumb down without an edit gives nothing. Only plain chats count: an exchange with tools or a bare
-    prompt has a prompt that the chat template does not give.
+    An edit gives its text with weight 1, and the original answer as `rejected` if that came to its end and differs
+    in more than surrounding space. A thumb up without an edit gives the answer with `accepted_weight`, if that is
+    above zero and the answer came to its end: a text that broke off would teach the model to break off.
+    A thumb down without an edit gives nothing, or if `undesirable` is asked for, the answer with weight 1,
+    `desirable` False and reward -1, again if it came to its end. Where there is an edit, it decides, whatever the
+    thumb. Only plain chats count: an exchange with tools or a bare prompt has a prompt that the chat template does
+    not give.
     """
     rows = fetch(
         conn,
         """
-        SELECT i.id, i.conversation, f.at AS created_at, i.messages,
-               coalesce(f.text, i.response) AS response, iif(f.kind = 'edit', 1.0, :accepted) AS weight
+        SELECT i.id, i.conversation, f.at, i.messages, i.response AS answer, f.text, f.value,
+               i.state = 'done' AND trim(i.response) != '' AS complete
         FROM feedback AS f JOIN interactions AS i ON i.id = f.interaction
-        WHERE i.kind = 'chat' AND (f.kind = 'edit'
-           OR (f.kind = 'thumb' AND f.value = 1 AND :accepted > 0
-               AND i.state = 'done' AND trim(i.response) != ''
-               AND NOT EXISTS (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit')))
+        WHERE i.kind = 'chat' AND (f.kind = 'edit' OR (f.kind = 'thumb' AND NOT EXISTS
+            (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit')))
         ORDER BY f.at, i.seq
         """,
-        {"accepted": accepted_weight},
     )
-    return [Example(**row | {"messages": json.loads(row["messages"])}) for row in rows]
+    found: list[Example] = []
+    for row in rows:
+        messages, text, answer = json.loads(row["messages"]), row["text"], row["answer"]
+        common = (row["id"], row["conversation"], row["at"], messages)
+        if text is not None:
+            rejected = answer if row["complete"] and answer.strip() != text.strip() else None
+            found.append(Example(*common, text, 1.0, rejected))
+        elif row["complete"] and row["value"] == 1 and accepted_weight > 0:
+            found.append(Example(*common, answer, accepted_weight))
+        elif row["complete"] and row["value"] == -1 and undesirable:
+            found.append(Example(*common, answer, 1.0, desirable=False, reward=-1.0))
+    return found
 
 
 def split(examples: Sequence[Example], held_out_fraction: float) -> tuple[list[Example], list[Example]]:
@@ -68,24 +89,32 @@ def split(examples: Sequence[Example], held_out_fraction: float) -> tuple[list[E
     of all as whole groups allow (of two equally close cuts, the one that trains on more). If that leaves less
     than half to train on, as with one long conversation, conversations are cut in time. If even so no cut
     leaves at least 2 held out and 1 to train on, held_out is empty.
+    All of this counts desirable examples only. Undesirable ones are trained on, except for those in a group
+    that is held out, which are on neither side. Two examples that differ in `response` are not near-identical,
+    whatever was rejected: a prompt that is asked often and answered alike would be one group.
     Raises ValueError for a fraction outside of (0, 1).
     """
     if not 0 < held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}, but must lie between 0 and 1")
-    target = max(MIN_HELD_OUT, math.floor(held_out_fraction * len(examples) + 0.5))
-    best = _newest(examples, _groups(examples, by_conversation=True), target)
-    if not best or len(best) > len(examples) / 2:
-        best = _newest(examples, _groups(examples, by_conversation=False), target)
-    train = [example for n, example in enumerate(examples) if n not in best]
+    desirable = sum(example.desirable for example in examples)
+    target = max(MIN_HELD_OUT, math.floor(held_out_fraction * desirable + 0.5))
+    groups = _groups(examples, by_conversation=True)
+    best = _newest(examples, groups, target)
+    if not best or len(best) > desirable / 2:
+        groups = _groups(examples, by_conversation=False)
+        best = _newest(examples, groups, target)
+    out_of_training = {n for group in groups if group & best for n in group}
+    train = [example for n, example in enumerate(examples) if n not in out_of_training]
     return train, [example for n, example in enumerate(examples) if n in best]
 
 
 def _newest(examples: Sequence[Example], groups: list[set[int]], target: int) -> set[int]:
-    """Return the indices of the newest whole groups that come closest to `target` examples, or nothing."""
-    groups = sorted(groups, key=lambda group: max((examples[n].created_at, n) for n in group))
+    """Return the desirable indices of the newest whole groups that come closest to `target`, or nothing."""
+    wanted = [{n for n in group if examples[n].desirable} for group in groups]
+    wanted = sorted(filter(None, wanted), key=lambda group: max((examples[n].created_at, n) for n in group))
     best: set[int] = set()
     held_out: set[int] = set()
-    for group in reversed(groups[1:]):
+    for group in reversed(wanted[1:]):
         held_out |= group
         if len(held_out) >= MIN_HELD_OUT and (not best or abs(len(held_out) - target) < abs(len(best) - target)):
             best = set(held_out)
@@ -93,8 +122,15 @@ def _newest(examples: Sequence[Example], groups: list[set[int]], target: int) ->
 
 
 def data_hash(examples: Sequence[Example]) -> str:
-    """Return the SHA-256 (hex) of the examples' canonical JSON. The order counts, as it does in training."""
-    return hashlib.sha256(canonical_json([asdict(example) for example in examples]).encode()).hexdigest()
+    """Return the SHA-256 (hex) of the examples' canonical JSON. The order counts, as it does in training.
+
+    A field at its default is left out, so that a field added later does not change the hash of older data.
+    """
+    content = [
+        {f.name: value for f in fields(example) if (value := getattr(example, f.name)) != f.default}
+        for example in examples
+    ]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _groups(examples: Sequence[Example], *, by_conversation: bool) -> list[set[int]]:

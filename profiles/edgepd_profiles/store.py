@@ -193,9 +193,9 @@ class Store:
         return result
 
     def _begin(self) -> sqlite3.Connection:
-        """Begin a transaction, with new connections if SQLite could not agree with itself about the locks of the WAL.
+        """Begin a transaction, with new connections if SQLite finds that the locks of the WAL contradict each other.
 
-        It gives up on that (SQLITE_PROTOCOL) after ten seconds. Nothing has been written then, so beginning again is safe.
+        It gives up on that (SQLITE_PROTOCOL) after ten seconds. Nothing is written by then, so beginning again is safe.
         """
         try:
             self._writer.execute("BEGIN IMMEDIATE")

@@ -1,17 +1,18 @@
 """Adapter files: what training learned, as GGUF.
 
-The idea: kind "lora" is the ordinary llama.cpp LoRA that any llama.cpp loads; kind "scale" has the same
-layout with other suffixes and holds the block-scale delta before it is baked (bake.py). Own facts travel
-along as string keys `edgepd.*`. The invariant: what passes `check_adapter` fits the base exactly, tensor by
-tensor, so llama.cpp accepts it; whatever does not fit is refused with the reason. What this does not do:
+The idea: kind "lora" is the ordinary llama.cpp LoRA that any llama.cpp loads; the others hold a delta before it is
+baked (bake.py): "scale" and "shift" have the same layout with other suffixes, "gain" has one vector per tensor. Own
+facts travel along as string keys `edgepd.*`. The invariant: what passes `check_adapter` fits the base exactly, tensor
+by tensor, so llama.cpp accepts a "lora"; whatever does not fit is refused with the reason. What this does not do:
 support DoRA, adapters on token_embd or output (llama.cpp reads these flipped, and tied heads share the
-name), or look at the values. Source: convert_lora_to_gguf.py and llama-adapter.cpp of llama.cpp.
+name), look at the values, or ask whether a tensor's type can hold a delta (bake.py does). Source:
+convert_lora_to_gguf.py and llama-adapter.cpp of llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -25,11 +26,23 @@ from edgepd_quant.reader import GGUFFile, TensorInfo
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 from edgepd_quant.writer import write_gguf
 
-Kind: TypeAlias = Literal["lora", "scale"]
+Kind: TypeAlias = Literal["lora", "scale", "shift", "gain"]
 
 OWN_PREFIX: Final = "edgepd."
 ALPHA_KEY: Final = "adapter.lora.alpha"
-TYPE_OF_KIND: Final[Mapping[Kind, str]] = {"lora": "lora", "scale": "edgepd.scale"}
+TYPE_OF_KIND: Final[Mapping[Kind, str]] = {
+    "lora": "lora",
+    "scale": "edgepd.scale",
+    "shift": "edgepd.shift",
+    "gain": "edgepd.gain",
+}
+SUFFIXES: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "lora": ("lora_a", "lora_b"),
+    "scale": ("scale_a", "scale_b"),
+    "shift": ("shift_a", "shift_b"),
+    "gain": ("gain",),
+}
+GAINED_VECTORS: Final = ("_norm.weight", ".bias")  # how the names of vectors that gains may change end
 REFUSED_TENSORS: Final = ("token_embd.weight", "output.weight")
 DORA_SUFFIX: Final = ".lora_magnitude_vector"
 READABLE_TYPES: Final = {GGMLType.F32: "<f4", GGMLType.F16: "<f2"}
@@ -40,7 +53,7 @@ class LowRank:
     """The two factors for one base tensor: the product is `b @ a`, with a (r, in) and b (out, r), both
     float32.
 
-    For kind "scale", in is the number of quantisation blocks per row.
+    For kinds "scale" and "shift", in is the number of quantisation blocks per row.
     """
 
     a: npt.NDArray[np.float32]
@@ -48,22 +61,34 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """The gains v of one base tensor, 1-D float32.
+
+    Of a matrix (out, in): out of them, for W (1 + v) row by row. Of a norm gain g: as many as it has, for g (1 + v).
+    Of a bias b: as many as it has, for b + v.
+    """
+
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A whole adapter. `tensors` maps names of base tensors; `metadata` holds own keys without the prefix.
 
-    `alpha` scales kind "lora" by alpha / r (0 means 1); kind "scale" does not use it: g = b @ a.
+    `alpha` scales kind "lora" by alpha / r (0 means 1); the other kinds do not use it. Kind "gain" holds Vectors, the
+    others LowRanks.
     """
 
     kind: Kind
     architecture: str
     alpha: float
-    tensors: Mapping[str, LowRank]
+    tensors: Mapping[str, LowRank | Vector]
     metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter file says about itself, without its arrays. `ranks` maps names of base tensors."""
+    """What an adapter file says about itself, without its arrays. `ranks` maps names of base tensors (gains: 0)."""
 
     kind: Kind
     architecture: str
@@ -72,21 +97,19 @@ class AdapterHeader:
     metadata: Mapping[str, str]
 
 
-_Pairs: TypeAlias = dict[str, tuple[TensorInfo, TensorInfo]]
+_Parts: TypeAlias = dict[str, tuple[TensorInfo, ...]]  # of each base tensor: a and b, or the gains
 
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write the adapter atomically with mode 0600.
 
-    Raises StoreError when it cannot be stored, ValueError when the factors of a tensor do not belong
+    Raises StoreError when it cannot be stored, ValueError when the arrays of a tensor do not belong to the kind or
     together.
     """
     tensors: dict[str, npt.NDArray[np.float32]] = {}
-    for name, pair in adapter.tensors.items():
-        if pair.a.ndim != 2 or pair.b.ndim != 2 or pair.a.shape[0] != pair.b.shape[1]:
-            raise ValueError(f"{name}: factors of shapes {pair.a.shape} and {pair.b.shape} do not belong together")
-        tensors[f"{name}.{adapter.kind}_a"] = pair.a
-        tensors[f"{name}.{adapter.kind}_b"] = pair.b
+    for name, values in adapter.tensors.items():
+        arrays = _arrays(adapter.kind, name, values)
+        tensors |= {f"{name}.{suffix}": array for suffix, array in zip(SUFFIXES[adapter.kind], arrays, strict=True)}
     metadata: dict[str, str | float] = {
         "general.architecture": adapter.architecture,
         "general.type": "adapter",
@@ -101,8 +124,11 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
 def read_adapter(path: Path) -> Adapter:
     """Read the adapter with copies of its arrays. Raises AdapterError; does not compare it with a base."""
     with _open(path) as file:
-        header, pairs = _parse(file)
-        tensors = {name: LowRank(_array(file, a), _array(file, b)) for name, (a, b) in pairs.items()}
+        header, parts = _parse(file)
+        tensors: dict[str, LowRank | Vector] = {}
+        for name, infos in parts.items():
+            arrays = [_array(file, info) for info in infos]
+            tensors[name] = Vector(*arrays) if header.kind == "gain" else LowRank(*arrays)
         return Adapter(header.kind, header.architecture, header.alpha, tensors, header.metadata)
 
 
@@ -112,7 +138,7 @@ def check_adapter(path: Path, base: GGUFFile, base_sha256: str) -> AdapterHeader
     The base's SHA-256 is compared only when the adapter names one; adapters made elsewhere do not.
     """
     with _open(path) as file:
-        header, pairs = _parse(file)
+        header, parts = _parse(file)
         made_for = header.metadata.get("base_sha256", base_sha256)
         if made_for != base_sha256:
             raise AdapterError(
@@ -120,8 +146,8 @@ def check_adapter(path: Path, base: GGUFFile, base_sha256: str) -> AdapterHeader
                 " serve that base or train again on this one"
             )
         check_architecture(path, header.architecture, base)
-        for name, (a, b) in pairs.items():
-            check_shapes(path, header.kind, name, a.shape, b.shape, base)
+        for name, infos in parts.items():
+            check_shapes(path, header.kind, name, [info.shape for info in infos], base)
         return header
 
 
@@ -135,22 +161,50 @@ def check_architecture(origin: object, architecture: str, base: GGUFFile) -> Non
         )
 
 
-def check_shapes(
-    origin: object, kind: Kind, name: str, a_shape: tuple[int, ...], b_shape: tuple[int, ...], base: GGUFFile
-) -> None:
-    """Raise AdapterError unless factors of these shapes fit the base tensor. `origin` names the adapter."""
+def check_shapes(origin: object, kind: Kind, name: str, shapes: Sequence[tuple[int, ...]], base: GGUFFile) -> None:
+    """Raise AdapterError unless arrays of these shapes (a and b, or the gains) fit the base tensor.
+
+    `origin` names the adapter.
+    """
     info = base.tensors.get(name)
     if info is None:
         raise AdapterError(f"{origin}: {base.path} has no tensor {name!r}; the adapter was made for another base")
-    if len(info.shape) != 2:
-        raise AdapterError(f"{origin}: tensor {name!r} of the base has shape {info.shape}; only matrices are adapted")
-    rows, columns = info.shape
-    width = columns if kind == "lora" else columns // BLOCK_SIZES[info.qtype].elements
+    vector = kind == "gain" and len(info.shape) == 1 and name.endswith(GAINED_VECTORS)
+    if len(info.shape) != 2 and not vector:
+        allowed = "only matrices, norm gains and biases are" if kind == "gain" else "only matrices are"
+        raise AdapterError(f"{origin}: tensor {name!r} of the base has shape {info.shape}; {allowed} adapted")
+    rows = info.shape[0]
+    if kind == "gain":
+        if tuple(shapes) != ((rows,),):
+            raise AdapterError(
+                f"{origin}: the gains for {name!r} are {shapes[0]}, but this base needs ({rows},);"
+                " the adapter was made for another base"
+            )
+        return
+    a_shape, b_shape = shapes
+    width = info.shape[1] if kind == "lora" else info.shape[1] // BLOCK_SIZES[info.qtype].elements
     if (b_shape[0], a_shape[1]) != (rows, width):
         raise AdapterError(
             f"{origin}: the factors for {name!r} are {a_shape} and {b_shape}, but this base needs"
             f" (r, {width}) and ({rows}, r); the adapter was made for another base"
         )
+
+
+def shapes_of(values: LowRank | Vector) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays, in the order that `check_shapes` expects."""
+    return [values.a.shape, values.b.shape] if isinstance(values, LowRank) else [values.values.shape]
+
+
+def _arrays(kind: Kind, name: str, values: LowRank | Vector) -> list[npt.NDArray[np.float32]]:
+    if isinstance(values, Vector) != (kind == "gain"):
+        raise ValueError(f"{name}: {type(values).__name__} does not belong into an adapter of kind {kind}")
+    if isinstance(values, Vector):
+        if values.values.ndim != 1:
+            raise ValueError(f"{name}: gains are a vector, not {values.values.shape}")
+        return [values.values]
+    if values.a.ndim != 2 or values.b.ndim != 2 or values.a.shape[0] != values.b.shape[1]:
+        raise ValueError(f"{name}: factors of shapes {values.a.shape} and {values.b.shape} do not belong together")
+    return [values.a, values.b]
 
 
 def _open(path: Path) -> GGUFFile:
@@ -160,7 +214,7 @@ def _open(path: Path) -> GGUFFile:
         raise AdapterError(f"adapter file refused: {error}; restore it or train again") from error
 
 
-def _parse(file: GGUFFile) -> tuple[AdapterHeader, _Pairs]:
+def _parse(file: GGUFFile) -> tuple[AdapterHeader, _Parts]:
     if (role := file.metadata.get("general.type")) != "adapter":
         raise AdapterError(f"{file.path}: is not an adapter: general.type is {role!r}")
     declared = file.metadata.get("adapter.type")
@@ -178,42 +232,44 @@ def _parse(file: GGUFFile) -> tuple[AdapterHeader, _Pairs]:
         for key, value in file.metadata.items()
         if key.startswith(OWN_PREFIX) and isinstance(value, str)
     }
-    pairs = _pair_up(file, kind)
-    ranks = {name: a.shape[0] for name, (a, _) in pairs.items()}
-    return AdapterHeader(kind, architecture, float(alpha), ranks, own), pairs
+    parts = _parts(file, kind)
+    ranks = {name: 0 if kind == "gain" else infos[0].shape[0] for name, infos in parts.items()}
+    return AdapterHeader(kind, architecture, float(alpha), ranks, own), parts
 
 
-def _pair_up(file: GGUFFile, kind: Kind) -> _Pairs:
-    halves: dict[str, dict[str, TensorInfo]] = {}
+def _parts(file: GGUFFile, kind: Kind) -> _Parts:
+    found: dict[str, dict[str, TensorInfo]] = {}
+    dimensions = 1 if kind == "gain" else 2
     for info in file.tensors.values():
         name, _, suffix = info.name.rpartition(".")
         if info.name.endswith(DORA_SUFFIX):
             raise AdapterError(
                 f"{file.path}: {info.name!r} makes it a DoRA adapter, which llama.cpp cannot load; use LoRA"
             )
-        if suffix not in (f"{kind}_a", f"{kind}_b"):
+        if suffix not in SUFFIXES[kind]:
             raise AdapterError(f"{file.path}: tensor {info.name!r} is not a factor of a {kind} adapter")
         if name in REFUSED_TENSORS:
             raise AdapterError(f"{file.path}: adapters on {name!r} are not supported; train without it")
-        if len(info.shape) != 2:
-            raise AdapterError(f"{file.path}: tensor {info.name!r} has shape {info.shape}, but factors are matrices")
-        halves.setdefault(name, {})[suffix[-1]] = info
-    if not halves:
+        if len(info.shape) != dimensions:
+            form = "gains are vectors" if kind == "gain" else "factors are matrices"
+            raise AdapterError(f"{file.path}: tensor {info.name!r} has shape {info.shape}, but {form}")
+        found.setdefault(name, {})[suffix] = info
+    if not found:
         raise AdapterError(f"{file.path}: the adapter holds no tensors; train again")
-    return {name: _pair(file, kind, name, found) for name, found in halves.items()}
+    return {name: _complete(file, kind, name, of_name) for name, of_name in found.items()}
 
 
-def _pair(file: GGUFFile, kind: Kind, name: str, found: Mapping[str, TensorInfo]) -> tuple[TensorInfo, TensorInfo]:
-    for half in "ab":
-        if half not in found:
-            raise AdapterError(f"{file.path}: {name}.{kind}_{half} is missing; export the adapter again")
-    a, b = found["a"], found["b"]
-    if a.shape[0] != b.shape[1]:
+def _complete(file: GGUFFile, kind: Kind, name: str, found: Mapping[str, TensorInfo]) -> tuple[TensorInfo, ...]:
+    for suffix in SUFFIXES[kind]:
+        if suffix not in found:
+            raise AdapterError(f"{file.path}: {name}.{suffix} is missing; export the adapter again")
+    infos = tuple(found[suffix] for suffix in SUFFIXES[kind])
+    if kind != "gain" and infos[0].shape[0] != infos[1].shape[1]:
         raise AdapterError(
-            f"{file.path}: the ranks of the factors for {name!r} differ: {a.shape[0]} and {b.shape[1]};"
+            f"{file.path}: the ranks of the factors for {name!r} differ: {infos[0].shape[0]} and {infos[1].shape[1]};"
             " export the adapter again"
         )
-    return a, b
+    return infos
 
 
 def _array(file: GGUFFile, info: TensorInfo) -> npt.NDArray[np.float32]:

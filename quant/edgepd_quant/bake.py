@@ -1,10 +1,11 @@
-"""Bake a block-scale delta into a copy of the quantised base file.
+"""Bake a delta into a copy of the quantised base file.
 
-The idea: W' = W (1 + g) with one g per quantisation block is held by the block's own fp16 scales, so the
-result has the size, the kernels and the speed of the base, and is an ordinary model file. The invariant:
-only bytes of scales differ from the base, each new scale is the fp16 nearest to scale (1 + g), and the
-target name never shows anything unfinished. What this does not do: judge whether the result is better (the
-gate does), or bake into unquantised tensors or formats without one scale for the whole block.
+The idea: what training changed is a number per quantisation block (kind "scale": W (1 + g), held by the block's own
+fp16 scales; "shift": W + g, held by its fp16 minimum), per row ("gain", held by all scales of the row or by unquantised
+values), or per entry of an F32 vector ("gain"). So the result has the size, the kernels and the speed of the base, and
+is an ordinary model file. The invariant: only bytes of such numbers differ from the base, each new one is the nearest
+to the exact result in its own format, and the target name never shows anything unfinished. What this does not do:
+judge whether the result is better (the gate does), or bake what the format has no number for.
 Memory is flat: the file is copied by the kernel and patched in tiles of rows.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,7 +23,16 @@ import numpy.typing as npt
 
 from edgepd.atomic import replacing
 from edgepd.errors import AdapterError, StoreError
-from edgepd_quant.adapter_file import REFUSED_TENSORS, Adapter, LowRank, check_architecture, check_shapes
+from edgepd_quant.adapter_file import (
+    REFUSED_TENSORS,
+    Adapter,
+    Kind,
+    LowRank,
+    Vector,
+    check_architecture,
+    check_shapes,
+    shapes_of,
+)
 from edgepd_quant.reader import GGUFFile, TensorInfo
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 
@@ -40,11 +51,23 @@ SCALE_FIELDS: Final[dict[GGMLType, tuple[int, ...]]] = {
     GGMLType.Q5_K: (0, 2),  # d, dmin
     GGMLType.Q6_K: (208,),  # d, at the end of the block
 }
+MINIMUM_FIELDS: Final[dict[GGMLType, tuple[int, ...]]] = {GGMLType.Q4_1: (2,), GGMLType.Q5_1: (2,)}  # m
+
+# The bytes of a block (of one value, in unquantised types) that a kind changes, and so the types that can hold it.
+HELD_BY: Final[Mapping[Kind, Mapping[GGMLType, tuple[int, ...]]]] = {
+    "scale": SCALE_FIELDS,
+    "shift": MINIMUM_FIELDS,
+    "gain": SCALE_FIELDS | {GGMLType.F16: (0,), GGMLType.F32: (0,)},
+}
 
 
 @dataclass(frozen=True)
 class BakeReport:
-    """What baking changed. The roundings compare each new scale with the exact product, zeros left out."""
+    """What baking changed.
+
+    `blocks` counts those of the tensors that a delta names; an unquantised value is a block of its own. The roundings
+    compare each new number with the exact result, zeros left out.
+    """
 
     tensors: int
     blocks: int
@@ -59,24 +82,32 @@ class _Tally:
 
     blocks: int = 0
     changed_bytes: int = 0
-    scales: int = 0
+    numbers: int = 0
     rounding_sum: float = 0.0
     rounding_max: float = 0.0
 
 
 def scale_fields(qtype: GGMLType) -> tuple[int, ...]:
     """Return the byte offsets of a block's fp16 scales. Raises AdapterError for types without such scales."""
-    try:
-        return SCALE_FIELDS[qtype]
-    except KeyError:
-        known = ", ".join(known.name for known in SCALE_FIELDS)
-        raise AdapterError(f"tensors of type {qtype.name} cannot hold a scale delta; possible are {known}") from None
+    return fields("scale", qtype)
+
+
+def fields(kind: Kind, qtype: GGMLType) -> tuple[int, ...]:
+    """Return the byte offsets in a block of the numbers that hold a kind of HELD_BY.
+
+    Raises AdapterError for types that cannot hold it.
+    """
+    held_by = HELD_BY[kind]
+    if qtype not in held_by:
+        known = ", ".join(known.name for known in held_by)
+        raise AdapterError(f"tensors of type {qtype.name} cannot hold a {kind} delta; possible are {known}")
+    return held_by[qtype]
 
 
 def bake(base: Path, delta: Adapter, out: Path) -> BakeReport:
-    """Write `out`, the base with the delta in its block scales, atomically.
+    """Write `out`, the base with the delta in its own numbers, atomically.
 
-    Raises AdapterError when the delta does not fit or a scale leaves the range of fp16 (naming tensor and
+    Raises AdapterError when the delta does not fit or a number leaves the range of its format (naming tensor and
     block), FormatError for a broken base, StoreError when the disk has no room or `out` is the base itself.
     """
     with GGUFFile.open(base) as source:
@@ -84,24 +115,19 @@ def bake(base: Path, delta: Adapter, out: Path) -> BakeReport:
         tally = _Tally()
         with replacing(out) as target:
             _copy(source, target)
-            for name, pair in delta.tensors.items():
-                _patch(source, target, source.tensors[name], pair, tally)
+            for name, values in delta.tensors.items():
+                _patch(source, target, delta.kind, source.tensors[name], values, tally)
             _verify(source, target, tally.changed_bytes)
-        mean = tally.rounding_sum / tally.scales if tally.scales else 0.0
+        mean = tally.rounding_sum / tally.numbers if tally.numbers else 0.0
         return BakeReport(len(delta.tensors), tally.blocks, tally.changed_bytes, tally.rounding_max, mean)
 
 
 def _check(source: GGUFFile, delta: Adapter, out: Path) -> None:
-    if delta.kind != "scale":
-        raise AdapterError(f"only a scale delta can be baked; this one is of kind {delta.kind!r}")
+    if delta.kind not in HELD_BY:
+        raise AdapterError(f"only kinds {', '.join(HELD_BY)} can be baked; this one is of kind {delta.kind!r}")
     check_architecture(ORIGIN, delta.architecture, source)
-    for name, pair in delta.tensors.items():
-        if name in REFUSED_TENSORS:
-            raise AdapterError(f"{ORIGIN}: {name!r} must stay as it is; train without it")
-        check_shapes(ORIGIN, delta.kind, name, pair.a.shape, pair.b.shape, source)
-        scale_fields(source.tensors[name].qtype)
-        if pair.a.shape[0] != pair.b.shape[1]:
-            raise AdapterError(f"{ORIGIN}: the ranks for {name!r} differ: {pair.a.shape[0]} and {pair.b.shape[1]}")
+    for name, values in delta.tensors.items():
+        _check_tensor(source, delta.kind, name, values)
     if out.exists() and out.samefile(source.path):
         raise StoreError(f"{out} is the base itself, which is never changed; choose another name")
     if not out.parent.is_dir():
@@ -109,6 +135,20 @@ def _check(source: GGUFFile, delta: Adapter, out: Path) -> None:
     free, needed = shutil.disk_usage(out.parent).free, source.size + DISK_MARGIN_BYTES
     if free < needed:
         raise StoreError(f"baking needs {needed} bytes free in {out.parent}, but there are {free}; free some space")
+
+
+def _check_tensor(source: GGUFFile, kind: Kind, name: str, values: LowRank | Vector) -> None:
+    if name in REFUSED_TENSORS:
+        raise AdapterError(f"{ORIGIN}: {name!r} must stay as it is; train without it")
+    if isinstance(values, Vector) != (kind == "gain"):
+        raise AdapterError(f"{ORIGIN}: {name!r} has a {type(values).__name__}, which is not of kind {kind!r}")
+    check_shapes(ORIGIN, kind, name, shapes_of(values), source)
+    info = source.tensors[name]
+    fields(kind, info.qtype)
+    if len(info.shape) == 1 and info.qtype is not GGMLType.F32:
+        raise AdapterError(f"{ORIGIN}: {name!r} is a vector of {info.qtype.name}, but only F32 vectors can be changed")
+    if isinstance(values, LowRank) and values.a.shape[0] != values.b.shape[1]:
+        raise AdapterError(f"{ORIGIN}: the ranks for {name!r} differ: {values.a.shape[0]} and {values.b.shape[1]}")
 
 
 def _copy(source: GGUFFile, target: BinaryIO) -> None:
@@ -132,51 +172,72 @@ def _write(target: BinaryIO, content: bytes | memoryview, position: int) -> int:
     return written
 
 
-def _patch(source: GGUFFile, target: BinaryIO, info: TensorInfo, pair: LowRank, tally: _Tally) -> None:
-    """Rewrite the scales of one tensor (rows, columns) in tiles of whole rows."""
-    rows, block_bytes = info.shape[0], BLOCK_SIZES[info.qtype].bytes
+def _patch(
+    source: GGUFFile, target: BinaryIO, kind: Kind, info: TensorInfo, values: LowRank | Vector, tally: _Tally
+) -> None:
+    """Rewrite the numbers of one tensor that hold its delta, in tiles of whole rows; a vector is one row."""
+    rows = info.shape[0] if len(info.shape) == 2 else 1
+    number = np.dtype("<f4" if info.qtype is GGMLType.F32 else "<f2")
+    per_block = BLOCK_SIZES[info.qtype].bytes // number.itemsize
     row_bytes = info.nbytes // rows
     step = max(1, TILE_BYTES // row_bytes)
+    added = kind == "shift" or info.name.endswith(".bias")
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         offset = info.offset + start * row_bytes
-        tile = np.frombuffer(bytearray(os.pread(source.fileno(), (stop - start) * row_bytes, offset)), dtype="<f2")
-        halves = tile.reshape(stop - start, -1, block_bytes // 2)  # (rows of the tile, blocks per row, fp16 per block)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in _rescale
-            factor = 1.0 + (pair.b[start:stop] @ pair.a).astype(np.float64)  # (rows of the tile, blocks per row)
-        for field in scale_fields(info.qtype):
-            _rescale(halves[:, :, field // 2], factor, info.name, start, tally)
-        tally.blocks += factor.size
+        tile = np.frombuffer(bytearray(os.pread(source.fileno(), (stop - start) * row_bytes, offset)), dtype=number)
+        blocks = tile.reshape(stop - start, -1, per_block)  # (rows of the tile, blocks per row, numbers per block)
+        change = _change(values, info.shape, start, stop)  # (rows of the tile, blocks per row or 1)
+        for field in fields(kind, info.qtype):
+            _apply(blocks[:, :, field // number.itemsize], change, added=added, name=info.name, row=start, tally=tally)
+        tally.blocks += blocks.shape[0] * blocks.shape[1]
         _write(target, tile.data.cast("B"), offset)
 
 
-def _rescale(
-    scales: npt.NDArray[np.float16], factor: npt.NDArray[np.float64], name: str, first_row: int, tally: _Tally
+def _change(values: LowRank | Vector, shape: Sequence[int], start: int, stop: int) -> npt.NDArray[np.float64]:
+    """Return what is added to the numbers of these rows, or to the factor 1 that they are multiplied with."""
+    if isinstance(values, LowRank):
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found in _apply
+            return (values.b[start:stop] @ values.a).astype(np.float64)
+    gains = values.values.astype(np.float64)
+    return gains[np.newaxis] if len(shape) == 1 else gains[start:stop, np.newaxis]
+
+
+def _apply(
+    numbers: npt.NDArray[np.floating],
+    change: npt.NDArray[np.float64],
+    *,
+    added: bool,
+    name: str,
+    row: int,
+    tally: _Tally,
 ) -> None:
-    """Multiply fp16 scales (rows, blocks per row) by the factor in place, rounding once."""
+    """Add the change to these numbers (rows, blocks per row) or multiply them by 1 + change, rounding once."""
     with np.errstate(over="ignore", invalid="ignore"):
-        exact = scales.astype(np.float64) * factor
-        rounded = exact.astype(np.float16)
+        exact = numbers + change if added else numbers * (1.0 + change)
+        rounded = np.where(change == 0, numbers, exact.astype(numbers.dtype))  # as -0 + 0 is another 0
     bad = np.argwhere(~np.isfinite(rounded))
     if len(bad):
-        row, block = (int(index) for index in bad[0])
+        first, block = (int(index) for index in bad[0])
+        operand = float(np.broadcast_to(change, numbers.shape)[first, block])
+        what, act = ("offset", f"plus {operand}") if added else ("scale", f"times {1.0 + operand}")
         raise AdapterError(
-            f"{ORIGIN}: tensor {name!r}, row {first_row + row}, block {block}:"
-            f" the scale {float(scales[row, block])} times {float(factor[row, block])} does not fit into fp16;"
+            f"{ORIGIN}: tensor {name!r}, row {row + first}, block {block}:"
+            f" the {what} {float(numbers[first, block])} {act} does not fit into fp{8 * numbers.itemsize};"
             " train again with a lower learning rate"
         )
-    before, after = np.ascontiguousarray(scales).view(np.uint8), rounded.view(np.uint8)
+    before, after = np.ascontiguousarray(numbers).view(np.uint8), np.ascontiguousarray(rounded).view(np.uint8)
     tally.changed_bytes += int(np.count_nonzero(before != after))
     used = exact != 0
     error = np.abs(rounded.astype(np.float64)[used] / exact[used] - 1.0)
-    tally.scales += error.size
+    tally.numbers += error.size
     tally.rounding_sum += float(error.sum())
     tally.rounding_max = max(tally.rounding_max, float(error.max(initial=0.0)))
-    scales[...] = rounded
+    numbers[...] = rounded
 
 
 def _verify(source: GGUFFile, target: BinaryIO, changed_bytes: int) -> None:
-    """Read both files back: same size, and as many different bytes as scales were changed."""
+    """Read both files back: same size, and as many different bytes as were changed."""
     os.fsync(target.fileno())
     size = os.fstat(target.fileno()).st_size
     different, position = 0, 0

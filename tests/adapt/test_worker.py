@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from edgepd.adapt.job import Event, Job, JobExample, JobKind, Outcome, Progress, Refused, read_event, write_event
 from edgepd.adapt.worker import run
+from edgepd.config import Train
 from edgepd.errors import TrainingError
 from edgepd_quant.adapter_file import check_adapter, read_adapter
 from edgepd_quant.bake import scale_fields
@@ -47,8 +49,15 @@ def style(number: int, question: str) -> JobExample:
     return JobExample(f"e{number}", [{"role": "user", "content": question}], answer)
 
 
+def settings(**changed: Any) -> dict[str, Any]:
+    """The section [train] with small and quick values."""
+    ours = {"rank": 4, "live_learning_rate": 2e-3, "scale_learning_rate": 2e-3, "epochs": 2, "fast_seconds": 3600.0}
+    return asdict(Train()) | ours | changed
+
+
 def job_for(base: Path, directory: Path, kind: JobKind, **fields: Any) -> Job:
     examples = [style(n, q) for n, q in enumerate(QUESTIONS)]
+    own = {name: fields.pop(name) for name in list(fields) if name in settings()}
     values: dict[str, Any] = {
         "kind": kind,
         "base": str(base),
@@ -61,10 +70,9 @@ def job_for(base: Path, directory: Path, kind: JobKind, **fields: Any) -> Job:
         "train": examples[:9],
         "held_out": examples[9:],
         "data_hash": "cd" * 32,
-        "rank": 4,
-        "learning_rate": 2e-3,
-        "epochs": 2,
-        "seed": 0,
+        "original_sha256": hashlib.sha256(base.read_bytes()).hexdigest(),
+        "replay_dir": str(directory / "replay"),
+        "settings": settings(**own),
         "threads": 1,
         "max_perplexity_rise": 1e9,
         "min_kept_gain": 0.9,
@@ -126,7 +134,8 @@ def check_baked_file(outcome: Outcome, job: Job) -> None:
 def check(outcome: Outcome, job: Job, printed: str) -> None:
     """What holds for every run that came to an outcome."""
     assert outcome.file_sha256 == hashlib.sha256(Path(job.output).read_bytes()).hexdigest()
-    assert abs(outcome.scores["held_out_after"] - outcome.scores["held_out_torch"]) < 0.01
+    # llama.cpp rounds activations to 8 bits, and baking rounds scales to fp16; we do neither.
+    assert outcome.scores["held_out_torch"] == pytest.approx(outcome.scores["held_out_after"], abs=0.02)
     stages = [e.stage for e in events_of(printed) if isinstance(e, Progress)]
     steps = int(outcome.scores["steps"])
     assert stages == ["load", *["train"] * steps, "write", "gate"]
@@ -139,7 +148,7 @@ def check(outcome: Outcome, job: Job, printed: str) -> None:
 
 @pytest.mark.parametrize("kind", ["live", "baked"])
 def test_a_tiny_model(tiny: Path, tmp_path: Path, kind: JobKind, capsys: pytest.CaptureFixture[str]) -> None:
-    job = job_for(tiny, tmp_path, kind, learning_rate=0.01)
+    job = job_for(tiny, tmp_path, kind, live_learning_rate=0.01, scale_learning_rate=0.01)
     outcome = run(job)
     check(outcome, job, capsys.readouterr().out)
     assert outcome.promoted
@@ -170,7 +179,7 @@ def test_the_same_job_gives_the_same_file(tiny: Path, tmp_path: Path) -> None:
 
 
 def timed(outcome: Outcome) -> list[str]:
-    return [name for name in outcome.scores if name.endswith(("_s", "_per_second"))]
+    return [name for name in outcome.scores if name.endswith(("_s", "_per_second", "_rss_mb")) or name == "plan"]
 
 
 def test_what_the_gate_refuses_is_reported_as_such(tiny: Path, tmp_path: Path) -> None:

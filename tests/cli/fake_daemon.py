@@ -87,6 +87,20 @@ STATUS: Json = {
     "needs_restart": [],
     "problems": [],
 }
+ACTIVITY: Json = {
+    "model": "tiny",
+    "generation": {"id": 3, "kind": "live"},
+    "engine": {
+        "state": "ready",
+        "loading_percent": None,
+        "active": 0,
+        "queued": 0,
+        "slots": 4,
+        "tokens_generated": 900,
+    },
+    "training": {"run": None, "progress": None, "last": None},
+    "problems": [],
+}
 GENERATIONS: Json = {
     "active": 2,
     "generations": [

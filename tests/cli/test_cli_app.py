@@ -47,6 +47,7 @@ def test_commands_are_these() -> None:
             "status",
             "train",
             "undo",
+            "watch",
         ),
     ]
 
@@ -91,6 +92,9 @@ def test_python_dash_m_edgepd_is_the_same_program() -> None:
         (("fix", "--text", "x"), None),
         (("undo",), None),
         (("train",), None),
+        (("train", "--plan"), None),
+        (("watch",), None),
+        (("watch", "--once"), None),
         (("adapters", "list"), None),
         (("adapters", "rollback"), None),
         (("adapters", "use", "1"), None),

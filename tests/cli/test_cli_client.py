@@ -169,6 +169,8 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
     daemon.on("GET /edgepd/v1/training", {"runs": [{"id": "r1"}]})
     daemon.on("GET /edgepd/v1/training/r1", {"run": {"id": "r1"}, "progress": None})
     daemon.on("DELETE /edgepd/v1/training/r1", {"run": {"id": "r1"}})
+    daemon.on("POST /edgepd/v1/training/plan", {"plan": {"rank": 8}})
+    daemon.on("GET /edgepd/v1/activity", {"model": "tiny"})
     daemon.on("POST /edgepd/v1/reload", {"applied": ["log.level"], "needs_restart": []})
     daemon.on("POST /edgepd/v1/generations/rollback", {"active": 1, "previous": 2, "prepare_ms": 3.0})
     daemon.on("POST /edgepd/v1/generations/activate", {"active": 1, "previous": 2, "prepare_ms": 3.0})
@@ -183,6 +185,8 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         assert client.training_runs() == [{"id": "r1"}]
         assert client.training("r1") == {"run": {"id": "r1"}, "progress": None}
         client.stop_training("r1")
+        assert client.plan_training("live") == {"rank": 8}
+        assert client.activity() == {"model": "tiny"}
         client.rollback()
         client.rollback(4)
         client.activate(3, expected=2)
@@ -198,6 +202,8 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         ("GET", "/edgepd/v1/training", "", {}),
         ("GET", "/edgepd/v1/training/r1", "", {}),
         ("DELETE", "/edgepd/v1/training/r1", "", {}),
+        ("POST", "/edgepd/v1/training/plan", "", {"kind": "live"}),
+        ("GET", "/edgepd/v1/activity", "", {}),
         ("POST", "/edgepd/v1/generations/rollback", "", {}),
         ("POST", "/edgepd/v1/generations/rollback", "", {"to": 4}),
         ("POST", "/edgepd/v1/generations/activate", "", {"generation": 3, "expected": 2}),

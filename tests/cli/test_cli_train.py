@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
 from edgepd.cli.output import duration, moment
 from tests.cli.conftest import Edgepd
 from tests.cli.fake_daemon import GENERATIONS, NUMBERS, RUN, STATUS, FakeDaemon, Json, Reply, error
 
 START = "POST /edgepd/v1/training"
-PROGRESS = {"stage": "train", "done": 3, "total": 10, "loss": 3.1, "tokens_per_second": 180.0}
+PLAN = "POST /edgepd/v1/training/plan"
+PROGRESS = {
+    "stage": "train",
+    "done": 3,
+    "total": 10,
+    "loss": 3.1,
+    "held_out_loss": 3.25,
+    "tokens_per_second": 180.0,
+    "seconds_left": 75.0,
+    "rss_mb": 512.4,
+    "paused": None,
+}
 SWITCHED = {"active": 1, "previous": 2, "prepare_ms": 12.4}
 
 
@@ -59,7 +71,7 @@ def test_json(trainer: FakeDaemon, edgepd: Edgepd) -> None:
 
 def test_no_wait_only_starts(trainer: FakeDaemon, edgepd: Edgepd) -> None:
     result = edgepd("train", "--no-wait")
-    assert (result.exit_code, result.stdout) == (0, "run r1 has started; edgepd status shows how it goes\n")
+    assert (result.exit_code, result.stdout) == (0, "run r1 has started; edgepd watch shows how it goes\n")
     assert [asked.method for asked in trainer.requests] == ["POST"]
 
 
@@ -77,7 +89,74 @@ def test_ctrl_c_says_that_the_run_goes_on(trainer: FakeDaemon, edgepd: Edgepd, m
     monkeypatch.setattr("edgepd.cli.train.time.sleep", interrupted)
     result = edgepd("train")
     assert result.exit_code == 130
-    assert result.stderr.startswith("run r1 goes on in the daemon; edgepd status shows it\n")
+    assert result.stderr.startswith("run r1 goes on in the daemon; edgepd watch shows it\n")
+
+
+def test_the_bar_shows_the_numbers(trainer: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminal() -> Console:
+        return Console(stderr=True, force_terminal=True, width=160)
+
+    monkeypatch.setattr("edgepd.cli.train.progress_console", terminal)
+    paused = {**PROGRESS, "loss": None, "seconds_left": None, "paused": "on battery [bold]"}
+    running = [{"run": RUN, "progress": progress} for progress in (PROGRESS, paused)]
+    trainer.on("GET /edgepd/v1/training/r1", *running, {"run": {**RUN, "state": "rejected"}, "progress": None})
+    drawn = edgepd("train").stderr
+    # The bar is drawn ten times a second and once at its end, which shows what was told last.
+    assert "held-out 3.250, 180 tokens/s, 512 MiB, paused: on battery [bold]" in drawn
+
+
+def test_plan(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    plan = {
+        "residency": "stream",
+        "kept_layers": 0,
+        "layers": 30,
+        "micro_tokens": 512,
+        "kind": "lora",
+        "rank": 8,
+        "steps": 48,
+        "predicted_rss_mb": 420.4,
+        "budget_mb": 600,
+        "predicted_seconds": 61.5,
+        "trained_layers": None,
+        "phase_of_the_moon": "full",
+        "reasons": ["600 MiB may be used", "fp32 would need 1100 MiB"],
+    }
+    daemon.on(PLAN, {"plan": plan})
+    result = edgepd("train", "--plan")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "weights in memory as   stream\n"
+        "layers kept in memory  0\n"
+        "layers                 30\n"
+        "tokens at a time       512\n"
+        "kind                   lora\n"
+        "rank                   8\n"
+        "optimiser steps        48\n"
+        "memory                 420 MiB\n"
+        "memory allowed         600 MiB\n"
+        "time                   1 min 1 s\n"
+        "trained layers         -\n"
+        "phase of the moon      full\n"
+        "- 600 MiB may be used\n"
+        "- fp32 would need 1100 MiB\n"
+    )
+    assert json.loads(edgepd("train", "--plan", "--baked", "--json").stdout) == plan
+    assert daemon.asked("/edgepd/v1/training/plan") == [{"kind": "live"}, {"kind": "baked"}]
+    assert daemon.asked("/edgepd/v1/training") == []
+
+
+def test_a_plan_without_reasons_or_parts(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on(PLAN, {"plan": {"rank": 8}})
+    assert edgepd("train", "--plan").stdout == "rank  8\n"
+    daemon.on(PLAN, {"plan": {"reasons": ["nothing fits"]}})
+    assert edgepd("train", "--plan").stdout == "- nothing fits\n"
+
+
+def test_a_plan_that_is_refused_ends_with_7(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on(PLAN, error(409, "training_refused", "no plan fits into 100 MiB; the nearest needs 240 MiB"))
+    result = edgepd("train", "--plan")
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert result.stderr == "Error: no plan fits into 100 MiB; the nearest needs 240 MiB\n"
 
 
 def status_lines(daemon: FakeDaemon, edgepd: Edgepd, **changed: object) -> dict[str, str]:
@@ -139,8 +218,12 @@ def test_status_of_a_loopback_port_and_a_model_that_stays(daemon: FakeDaemon, ed
 
 def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> None:
     busy = {"training": {"run": RUN, "progress": PROGRESS}, "problems": ["the disk is full", "restart it"]}
-    assert status_lines(daemon, edgepd, **busy)["training"] == "run r1 (live) running: train 3/10"
+    assert status_lines(daemon, edgepd, **busy)["training"] == (
+        "run r1 (live) running: train 3/10, loss 3.100, held-out 3.250, 180 tokens/s, 512 MiB, 1 min 15 s left"
+    )
     assert edgepd("status").stdout.splitlines()[-2:] == ["Problem: the disk is full", "Problem: restart it"]
+    loading = {"training": {"run": RUN, "progress": {"stage": "load", "done": 0, "total": 0}}}
+    assert status_lines(daemon, edgepd, **loading)["training"] == "run r1 (live) running: load"
     ended = {"training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None}}
     assert status_lines(daemon, edgepd, **ended)["training"] == "run r1 (live) rejected: worse"
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, LoadedModel, Timings
 from edgepd_daemon.metrics import Metrics, Snapshot
 
@@ -78,7 +81,8 @@ def test_every_number_of_a_snapshot() -> None:
 
 
 def test_every_family_is_explained_and_has_one_name() -> None:
-    families = list(text_string_to_metric_families(Metrics().render(SNAPSHOT).decode()))
+    snapshot = replace(SNAPSHOT, progress=Progress("train", 3, 12, 2.5, 2.75, 180.0, 9.5, 512.0))
+    families = list(text_string_to_metric_families(Metrics().render(snapshot).decode()))
     assert all(family.documentation for family in families)
     assert len({family.name for family in families}) == len(families)
     assert {family.name.partition("_")[0] for family in families} == {"edgepd", "process"}
@@ -122,6 +126,36 @@ def test_a_dead_engine_leaves_the_rest_readable() -> None:
     found = read(Metrics(), dead)
     assert (found["edgepd_ready", ""], found["edgepd_training", ""]) == (0, 1)
     assert ("edgepd_queue_depth", "") not in found
+
+
+def training(progress: Progress | None) -> dict[tuple[str, str], float]:
+    """The samples about training, without those about runs that ended."""
+    found = read(Metrics(), Snapshot("1", "tiny", 1, 1.0, ready=True, engine=None, training=True, progress=progress))
+    about = {key: value for key, value in found.items() if key[0].startswith("edgepd_training_")}
+    return {key: value for key, value in about.items() if not key[0].startswith("edgepd_training_runs")}
+
+
+def test_every_number_of_a_training_run() -> None:
+    assert training(Progress("train", 3, 12, 2.5, 2.75, 180.0, 9.5, 512.0, "on battery")) == {
+        ("edgepd_training_stage", "load"): 0,
+        ("edgepd_training_stage", "train"): 1,
+        ("edgepd_training_stage", "write"): 0,
+        ("edgepd_training_stage", "gate"): 0,
+        ("edgepd_training_paused", ""): 1,
+        ("edgepd_training_stage_ratio", ""): 0.25,
+        ("edgepd_training_loss_nats", ""): 2.5,
+        ("edgepd_training_held_out_loss_nats", ""): 2.75,
+        ("edgepd_training_tokens_per_second", ""): 180,
+        ("edgepd_training_seconds_left", ""): 9.5,
+        ("edgepd_training_resident_memory_bytes", ""): 512 * 2**20,
+    }
+
+
+def test_what_is_not_known_of_a_training_run_is_left_out() -> None:
+    found = training(Progress("replay"))
+    assert found["edgepd_training_stage", "replay"] == 1  # a stage that only newer trainers have
+    assert {name for name, _ in found} == {"edgepd_training_stage", "edgepd_training_paused"}
+    assert training(None) == {}
 
 
 def test_loading_is_a_ratio() -> None:

@@ -83,16 +83,8 @@ def test_a_live_adapter_from_corrections_to_rollback(edgepd_home: Path, tiny_mod
         assert files(daemon) == ["live-1.gguf"]
         assert not (daemon.paths.runs_dir / "live").exists()  # no checkpoint is left
 
-        # The same once more cannot be better than what serves now.
-        again = daemon.train("live")
-        assert (again["state"], again["generation"]) == ("rejected", 3)
-        assert again["reason"].startswith("held-out loss did not fall: ")
-        assert again["numbers"]["held_out_before"] == again["numbers"]["held_out_after"]
-        assert (active(daemon), files(daemon)) == (2, ["live-1.gguf"])
-        status, code, message = daemon.refused("/edgepd/v1/generations/activate", {"generation": 3})
-        assert (status, code) == (409, "conflict")
-        assert "generation 3 is rejected and cannot serve" in message
-        assert learned(daemon) == LESSON
+        [_, made] = daemon.get("/edgepd/v1/generations")["generations"]
+        assert (made["config"]["settings"]["rank"], made["config"]["settings"]["epochs"]) == (8, 3)
 
         back = daemon.post("/edgepd/v1/generations/rollback", {})
         assert (back["active"], back["previous"]) == (1, 2)
@@ -109,6 +101,35 @@ def test_a_live_adapter_from_corrections_to_rollback(edgepd_home: Path, tiny_mod
         assert "Swordfish" not in daemon.log  # what users write does not belong into a log
         assert LESSON not in daemon.log
         assert "training run 1: promoted" in daemon.log
+
+
+def test_a_second_live_run_goes_on_where_the_first_one_ended(edgepd_home: Path, tiny_models: Path) -> None:
+    with running(edgepd_home, tiny_models, *LEARNS, "train.epochs=1", "train.live_learning_rate=0.003") as daemon:
+        teach(daemon)
+        first, second = daemon.train("live"), daemon.train("live")
+        assert (first["state"], second["state"]) == ("promoted", "promoted"), second["reason"]
+        assert (second["parent_generation"], second["generation"]) == (2, 3)
+        # From the base, the same examples would give the same adapter, which would be rejected for being no better.
+        assert abs(second["numbers"]["held_out_before"] - first["numbers"]["held_out_after"]) < 1e-4
+        assert second["numbers"]["held_out_after"] < second["numbers"]["held_out_before"]
+        assert (active(daemon), files(daemon)) == (3, ["live-1.gguf", "live-2.gguf"])
+
+
+def test_a_plan_costs_nothing(edgepd_home: Path, tiny_models: Path) -> None:
+    with running(edgepd_home, tiny_models, *LEARNS) as daemon:
+        refused = daemon.refused("/edgepd/v1/training/plan", {"kind": "live"})
+        assert refused[:2] == (409, "training_refused")
+        assert refused[2].startswith("there are 0 different examples, but training needs at least 6; ")
+        teach(daemon)
+        for kind in ("live", "baked"):
+            plan = daemon.post("/edgepd/v1/training/plan", {"kind": kind})["plan"]
+            assert plan["examples"] <= 6
+            assert 0 < plan["predicted_rss_mb"] < plan["budget_mb"]
+            assert plan["predicted_seconds"] > 0
+            assert all(isinstance(reason, str) for reason in plan["reasons"])
+        assert daemon.get("/edgepd/v1/training") == {"runs": []}
+        assert files(daemon) == []
+        assert not daemon.paths.runs_dir.exists()
 
 
 def test_a_baked_generation_survives_a_restart(edgepd_home: Path, tiny_models: Path, tiny_model: Path) -> None:
@@ -156,6 +177,9 @@ def test_a_candidate_that_spoils_general_text_is_rejected(edgepd_home: Path, tin
         assert (generation["state"], generation["reason"]) == ("rejected", run["reason"])
         assert generation["scores"] == run["numbers"]
         assert (active(daemon), files(daemon), learned(daemon)) == (1, [], before)
+        status, code, message = daemon.refused("/edgepd/v1/generations/activate", {"generation": generation["id"]})
+        assert (status, code) == (409, "conflict")
+        assert f"generation {generation['id']} is rejected and cannot serve" in message
 
 
 def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
@@ -164,6 +188,9 @@ def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
         before = learned(daemon)
         run, child = started(daemon)
         assert child.nice() == 19
+        progress = daemon.get(f"/edgepd/v1/training/{run['id']}")["progress"]
+        assert min(progress[n] for n in ("loss", "tokens_per_second", "seconds_left", "rss_mb", "total")) > 0
+        assert progress["paused"] is None
         refused = daemon.refused("/edgepd/v1/training", {"kind": "baked"})
         assert (refused[:2], refused[2]) == ((409, "conflict"), "training run 1 is going on; wait for its end")
         assert daemon.get("/edgepd/v1/status")["training"]["run"]["state"] == "running"

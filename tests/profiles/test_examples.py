@@ -34,12 +34,36 @@ def test_what_each_kind_of_feedback_teaches(conn: sqlite3.Connection, log: Log) 
     feedback.set_edit(conn, "i_both", "better", at=60.0)
     feedback.set_thumb(conn, "i_fixed", -1, at=10.0)
     feedback.set_edit(conn, "i_fixed", "fixed", at=11.0)
-    assert training_examples(conn, accepted_weight=0.5) == [
-        Example("i_fixed", "c1", 11.0, QUESTION, "fixed", 1.0),
+    wanted = [
+        Example("i_fixed", "c1", 11.0, QUESTION, "fixed", 1.0, rejected="response i_fixed"),
         Example("i_up", "c1", 40.0, QUESTION, "response i_up", 0.5),
-        Example("i_edit", "c1", 50.0, QUESTION, "edited", 1.0),
-        Example("i_both", "c1", 60.0, QUESTION, "better", 1.0),
+        Example("i_edit", "c1", 50.0, QUESTION, "edited", 1.0, rejected="response i_edit"),
+        Example("i_both", "c1", 60.0, QUESTION, "better", 1.0, rejected="response i_both"),
     ]
+    assert all(e.desirable and e.reward == 1.0 for e in wanted)
+    assert training_examples(conn, accepted_weight=0.5) == wanted
+    down = Example("i_down", "c1", 30.0, QUESTION, "response i_down", 1.0, desirable=False, reward=-1.0)
+    assert training_examples(conn, 0.5, undesirable=True) == [wanted[0], down, *wanted[1:]]
+    assert training_examples(conn, 0.0, undesirable=True) == [wanted[0], down, *wanted[2:]]
+
+
+@pytest.mark.parametrize(
+    ("state", "response", "edit", "rejected"),
+    [
+        ("done", "Blue.", "Red.", "Blue."),
+        ("done", "Blue.", " Blue.\n", None),  # differs in surrounding space only
+        ("done", "blue.", "Blue.", "blue."),
+        ("done", "  ", "Blue.", None),
+        ("cancelled", "Blu", "Blue.", None),  # broke off: no answer to compare with
+    ],
+)
+def test_an_edit_rejects_what_it_replaces_if_that_was_an_answer(
+    conn: sqlite3.Connection, log: Log, state: str, response: str, edit: str, rejected: str | None
+) -> None:
+    log("i_1", state=state, response=response)
+    feedback.set_edit(conn, "i_1", edit)
+    (found,) = training_examples(conn, 0.5)
+    assert (found.response, found.rejected) == (edit, rejected)
 
 
 def test_an_accepted_answer_that_broke_off_is_not_learned_but_its_correction_is(
@@ -51,6 +75,9 @@ def test_an_accepted_answer_that_broke_off_is_not_learned_but_its_correction_is(
     log("empty", response=" ")
     feedback.set_thumb(conn, "empty", 1)
     assert training_examples(conn, 0.5) == []
+    for name in ("cancelled", "empty"):
+        feedback.set_thumb(conn, name, -1)
+    assert training_examples(conn, 0.5, undesirable=True) == []
     feedback.set_edit(conn, "failed", "whole")
     assert ids(training_examples(conn, 0.5)) == ["failed"]
 
@@ -116,6 +143,32 @@ def test_near_identical_examples_stay_together_across_conversations() -> None:
         example("new", text="it is blue\n", at=4),
     ]
     assert ids(split(examples, 0.25)[1]) == ["old", "new"]
+
+
+def test_unwanted_answers_are_never_held_out_and_do_not_count() -> None:
+    """Held out are the two newest wanted ones; what is unwanted in their conversations is on neither side."""
+    examples = [example(f"e{n}", f"c{n}", at=n) for n in range(8)]
+    unwanted = [
+        replace(example("x", "c2", at=2.5), desirable=False),
+        replace(example("y", "c7", at=7.5), desirable=False),
+        replace(example("z", at=9.0), desirable=False),
+    ]
+    train, held_out = split([*examples, *unwanted], 0.25)
+    assert ids(held_out) == ["e6", "e7"]
+    assert ids(train) == [f"e{n}" for n in range(6)] + ["x", "z"]
+    assert split(unwanted, 0.25) == (unwanted, [])
+
+
+def test_an_unwanted_answer_is_near_identical_to_the_same_answer_elsewhere() -> None:
+    examples = [example(f"e{n}", at=n) for n in range(4)]
+    same = replace(example("x", text="ANSWER e3", at=0.5), desirable=False)
+    train, held_out = split([*examples, same], 0.25)
+    assert (ids(train), ids(held_out)) == (["e0", "e1"], ["e2", "e3"])
+
+
+def test_what_was_rejected_does_not_make_examples_alike() -> None:
+    examples = [replace(example(f"e{n}", at=n), rejected="the usual") for n in range(8)]
+    assert ids(split(examples, 0.25)[1]) == ["e6", "e7"]
 
 
 def test_groups_that_touch_through_a_third_are_one() -> None:
@@ -185,5 +238,8 @@ def test_data_hash_sees_every_field_and_the_order() -> None:
         replace(one, weight=0.5),
         replace(one, messages=[{"role": "user", "content": "Name a color."}]),
         replace(one, created_at=9.0),
+        replace(one, rejected="other"),
+        replace(one, desirable=False),
+        replace(one, reward=-1.0),
     ]
-    assert len({base, data_hash([two, one]), *(data_hash([c, two]) for c in changed)}) == 6
+    assert len({base, data_hash([two, one]), *(data_hash([c, two]) for c in changed)}) == 9

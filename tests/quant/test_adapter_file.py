@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from edgepd.errors import AdapterError, StoreError
-from edgepd_quant.adapter_file import Adapter, LowRank, check_adapter, read_adapter, write_adapter
+from edgepd_quant.adapter_file import Adapter, Kind, LowRank, Vector, check_adapter, read_adapter, write_adapter
 from edgepd_quant.reader import GGUFFile
 from edgepd_quant.types import GGMLType
 from tests.tiny_gguf import llama_logits, tiny_llama, write_gguf
@@ -30,6 +30,10 @@ def factors(rows: int, columns: int, rank: int = 4, seed: int = 0) -> LowRank:
     rng = np.random.default_rng(seed)
     a = rng.normal(0, 0.3, (rank, columns)).astype(np.float32)
     return LowRank(a, rng.normal(0, 0.3, (rows, rank)).astype(np.float32))
+
+
+def gains(count: int, seed: int = 0) -> Vector:
+    return Vector(np.random.default_rng(seed).normal(0, 0.3, count).astype(np.float32))
 
 
 def lora(**tensors: LowRank) -> Adapter:
@@ -49,11 +53,11 @@ def refusal(path: Path, base: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["lora", "scale"])
-def test_what_is_written_is_read_back(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["lora", "scale", "shift"])
+def test_what_is_written_is_read_back(tmp_path: Path, kind: Kind) -> None:
     tensors = {"blk.0.attn_q.weight": factors(64, 64), "blk.1.ffn_down.weight": factors(64, 96, rank=2)}
     metadata = {"base_sha256": BASE_SHA, "scores": '{"held_out": 2.5}'}
-    adapter = Adapter("lora" if kind == "lora" else "scale", "llama", 16.0, tensors, metadata)
+    adapter = Adapter(kind, "llama", 16.0, tensors, metadata)
     path = tmp_path / "adapter.gguf"
     write_adapter(path, adapter)
     found = read_adapter(path)
@@ -61,10 +65,46 @@ def test_what_is_written_is_read_back(tmp_path: Path, kind: str) -> None:
     assert dict(found.metadata) == metadata
     assert list(found.tensors) == list(tensors)
     for name, pair in tensors.items():
-        assert np.array_equal(found.tensors[name].a, pair.a)
-        assert np.array_equal(found.tensors[name].b, pair.b)
+        read = found.tensors[name]
+        assert isinstance(read, LowRank)
+        assert np.array_equal(read.a, pair.a)
+        assert np.array_equal(read.b, pair.b)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter.gguf"]
+
+
+def test_gains_are_written_and_read_back(tmp_path: Path, base: Path) -> None:
+    """Of a matrix (32, 64), a norm, and a bias that this base does not have."""
+    path = tmp_path / "gain.gguf"
+    values = {"blk.0.attn_k.weight": gains(32), "blk.0.attn_norm.weight": gains(64)}
+    write_adapter(path, Adapter("gain", "llama", 0.0, values, {"base_sha256": BASE_SHA}))
+    oracle = gguf.GGUFReader(path)
+    assert [(t.name, t.shape.tolist()) for t in oracle.tensors] == [
+        ("blk.0.attn_k.weight.gain", [32]),
+        ("blk.0.attn_norm.weight.gain", [64]),
+    ]
+    found = read_adapter(path)
+    assert (found.kind, list(found.tensors)) == ("gain", list(values))
+    for name, vector in values.items():
+        read = found.tensors[name]
+        assert isinstance(read, Vector)
+        assert read.values.dtype == np.float32
+        assert np.array_equal(read.values, vector.values)
+    with GGUFFile.open(base) as file:
+        assert check_adapter(path, file, BASE_SHA).ranks == dict.fromkeys(values, 0)
+    write_adapter(path, Adapter("gain", "llama", 0.0, values | {"blk.0.attn_k.bias": gains(32)}, {}))
+    assert "has no tensor 'blk.0.attn_k.bias'" in refusal(path, base)
+
+
+def test_gains_of_a_bias_fit_a_bias_and_no_other_vector_is_changed(tmp_path: Path) -> None:
+    vector = (np.ones(8, dtype=np.float32), F32)
+    base = write_gguf(tmp_path / "base.gguf", {}, {"blk.0.attn_q.bias": vector, "rope_freqs.weight": vector})
+    path = tmp_path / "gain.gguf"
+    write_adapter(path, Adapter("gain", "llama", 0.0, {"blk.0.attn_q.bias": gains(8)}, {}))
+    with GGUFFile.open(base) as file:
+        assert check_adapter(path, file, BASE_SHA).kind == "gain"
+    write_adapter(path, Adapter("gain", "llama", 0.0, {"rope_freqs.weight": gains(8)}, {}))
+    assert "only matrices, norm gains and biases are adapted" in refusal(path, base)
 
 
 def test_gguf_py_reads_the_lora(tmp_path: Path) -> None:
@@ -114,13 +154,14 @@ def test_check_returns_the_header(tmp_path: Path, base: Path) -> None:
     assert header.metadata == {"base_sha256": BASE_SHA, "config": "r=4"}
 
 
-def test_scale_factors_are_as_wide_as_a_row_has_blocks(tmp_path: Path, base: Path) -> None:
+@pytest.mark.parametrize("kind", ["scale", "shift"])
+def test_factors_for_blocks_are_as_wide_as_a_row_has_blocks(tmp_path: Path, base: Path, kind: Kind) -> None:
     path = tmp_path / "delta.gguf"
     name = "blk.0.ffn_down.weight"  # rows of 96 values: 3 blocks of Q4_1
-    write_adapter(path, Adapter("scale", "llama", 0.0, {name: factors(64, 3)}, {}))
+    write_adapter(path, Adapter(kind, "llama", 0.0, {name: factors(64, 3)}, {}))
     with GGUFFile.open(base) as file:
         assert check_adapter(path, file, BASE_SHA).ranks == {name: 4}
-    write_adapter(path, Adapter("scale", "llama", 0.0, {name: factors(64, 96)}, {}))
+    write_adapter(path, Adapter(kind, "llama", 0.0, {name: factors(64, 96)}, {}))
     assert "needs (r, 3) and (64, r)" in refusal(path, base)
 
 
@@ -133,7 +174,9 @@ def test_half_precision_factors_from_elsewhere_are_read(tmp_path: Path, base: Pa
     )
     with GGUFFile.open(base) as file:
         check_adapter(path, file, BASE_SHA)  # names no base, so none is compared
-    assert np.array_equal(read_adapter(path).tensors[name].a, pair.a.astype(np.float16).astype(np.float32))
+    found = read_adapter(path).tensors[name]
+    assert isinstance(found, LowRank)
+    assert np.array_equal(found.a, pair.a.astype(np.float16).astype(np.float32))
 
 
 def test_missing_truncated_and_foreign_files_are_refused(tmp_path: Path, base: Path) -> None:
@@ -179,6 +222,17 @@ REFUSED: dict[str, tuple[Mapping[str, npt.NDArray[np.float32]], str]] = {
         "only matrices are adapted",
     ),
     "vector": ({f"{Q}.lora_a": A[0], f"{Q}.lora_b": B}, "factors are matrices"),
+    "gain in lora": ({f"{Q}.gain": A[:, 0]}, "is not a factor of a lora adapter"),
+    "nothing": ({}, "holds no tensors"),
+}
+REFUSED_GAINS: dict[str, tuple[Mapping[str, npt.NDArray[np.float32]], str]] = {
+    "too short": ({f"{Q}.gain": B[:63, 0]}, "the gains for 'blk.0.attn_q.weight' are (63,), but this base needs (64,)"),
+    "matrix": ({f"{Q}.gain": A}, "has shape (4, 64), but gains are vectors"),
+    "norm too long": ({"blk.0.attn_norm.weight.gain": np.zeros(65, dtype=np.float32)}, "needs (64,)"),
+    "factor": ({f"{Q}.lora_a": A, f"{Q}.lora_b": B}, "is not a factor of a gain adapter"),
+    "head": ({"output.weight.gain": B[:, 0]}, "'output.weight' are not supported"),
+    "embedding": ({"token_embd.weight.gain": B[:, 0]}, "'token_embd.weight' are not supported"),
+    "tensor not in base": ({"blk.7.attn_q.weight.gain": B[:, 0]}, "has no tensor 'blk.7."),
     "nothing": ({}, "holds no tensors"),
 }
 
@@ -189,6 +243,17 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, base: Path, name: s
     path = write_gguf(
         tmp_path / "adapter.gguf",
         {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0},
+        {tensor: (array, F32) for tensor, array in tensors.items()},
+    )
+    assert problem in refusal(path, base)
+
+
+@pytest.mark.parametrize("name", REFUSED_GAINS)
+def test_gains_that_do_not_fit_are_refused(tmp_path: Path, base: Path, name: str) -> None:
+    tensors, problem = REFUSED_GAINS[name]
+    path = write_gguf(
+        tmp_path / "adapter.gguf",
+        {"general.type": "adapter", "adapter.type": "edgepd.gain"},
         {tensor: (array, F32) for tensor, array in tensors.items()},
     )
     assert problem in refusal(path, base)
@@ -206,6 +271,14 @@ def test_other_adapter_types_and_bad_alpha_are_refused(tmp_path: Path, base: Pat
 def test_factors_that_do_not_belong_together_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(4, 64\) and \(64, 3\) do not belong together"):
         write_adapter(tmp_path / "adapter.gguf", lora(blk__0__attn_q__weight=LowRank(A, B[:, :3])))
+    wrong: list[tuple[Kind, LowRank | Vector, str]] = [
+        ("gain", LowRank(A, B), "LowRank does not belong into an adapter of kind gain"),
+        ("shift", Vector(A[0]), "Vector does not belong into an adapter of kind shift"),
+        ("gain", Vector(A), r"gains are a vector, not \(4, 64\)"),
+    ]
+    for kind, values, problem in wrong:
+        with pytest.raises(ValueError, match=problem):
+            write_adapter(tmp_path / "adapter.gguf", Adapter(kind, "llama", 0.0, {Q: values}, {}))
     assert list(tmp_path.iterdir()) == []
 
 

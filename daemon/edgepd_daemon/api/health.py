@@ -85,6 +85,7 @@ def metrics(services: Access) -> Response:
         ready=_ready(services, engine),
         engine=engine,
         training=services.trainer.run is not None,
+        progress=services.trainer.progress,
         runs={**dict.fromkeys(runs.FINAL_STATES, 0), **dict(ended)},
     )
     return Response(services.metrics.render(snapshot), media_type=CONTENT_TYPE)
@@ -137,6 +138,29 @@ def status(services: Access) -> dict[str, Any]:
         },
         "memory": {"rss_bytes": psutil.Process().memory_info().rss},
         "needs_restart": list(services.needs_restart),
+        "problems": services.problems,
+    }
+
+
+@router.get("/edgepd/v1/activity")
+def activity(services: Access) -> dict[str, Any]:
+    """Show what is going on right now: a part of the status that is cheap enough to be asked for all the time."""
+    engine, generations = services.engine.status(), services.generations
+    serving = generations.get(generations.current.generation)
+    with services.store.read() as conn:
+        last = runs.runs(conn, 2)
+    going_on = last[0] if last and last[0].state == "running" else None
+    ended = next((run for run in last if run.state != "running"), None)
+    names = ("state", "loading_percent", "active", "queued", "slots", "tokens_generated")
+    return {
+        "model": generations.base.name,
+        "generation": {"id": serving.id, "kind": serving.kind},
+        "engine": {name: getattr(engine, name) for name in names},
+        "training": {
+            "run": asdict(going_on) if going_on else None,
+            "progress": progress_fields(services.trainer.progress) if going_on else None,
+            "last": asdict(ended) if ended else None,
+        },
         "problems": services.problems,
     }
 

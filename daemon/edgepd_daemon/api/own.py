@@ -33,7 +33,7 @@ class FeedbackRequest(BaseModel):
 
 
 class TrainingRequest(BaseModel):
-    """Which kind of generation to train."""
+    """What to train: `live` is the fast path, on top of what serves now; `baked` the normal one, from the base."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["live", "baked"] = "live"
@@ -96,6 +96,12 @@ def show_interaction(interaction_id: str, services: Access) -> dict[str, Any]:
 async def start_training(body: TrainingRequest, services: Access) -> dict[str, Any]:
     """Start a training run; it ends by itself, and a good result goes live by itself."""
     return {"run": asdict(await services.trainer.start(body.kind))}
+
+
+@router.post("/edgepd/v1/training/plan")
+async def plan_training(body: TrainingRequest, services: Access) -> dict[str, Any]:
+    """Say what a training run would do and cost, or with 409 why it cannot be; nothing is trained."""
+    return {"plan": await services.trainer.plan(body.kind)}
 
 
 @router.get("/edgepd/v1/training")

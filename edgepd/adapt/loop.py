@@ -1,10 +1,10 @@
-"""Supervised fine-tuning of a delta: one loop from batch to step to report.
+"""The training loop: from batch to step to report to checkpoint, whatever the objective.
 
 The idea: a few epochs of AdamW over a few dozen examples, stopped when a held-out part stops improving, and
 the best state kept. The invariant: with the same inputs, settings and number of threads the result is the
 same, whether or not the run was killed and resumed on the way.
-What this does not do: judge whether the result may be served (the gate does, in llama.cpp, on examples never
-seen here), or pause (a callback may block between steps).
+What this does not do: choose what an epoch holds (see shaping.py) or what it costs (see planner.py), judge whether the
+result may be served (the gate does, in llama.cpp, on examples never seen here), or pause (a callback may block).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from edgepd.adapt.batches import batch_nll, epoch_batches, held_out_loss, micro_batches
+from edgepd.adapt.batches import MICRO_TOKENS
 from edgepd.adapt.checkpoint import Checkpoint, Progress, load, save
 from edgepd.adapt.decoder import Decoder
-from edgepd.adapt.examples import Encoded
+from edgepd.adapt.examples import Batch, Encoded
+from edgepd.adapt.objectives import SFT, Objective
 from edgepd.errors import TrainingError
-from edgepd_quant.adapter_file import Kind
+from edgepd_quant.adapter_file import Adapter, Kind
 
 CHECKPOINT_NAME = "checkpoint.npz"
 
@@ -40,15 +41,20 @@ class TrainConfig:
     kind: Kind = "lora"
     rank: int = 8
     alpha: float = 16.0  # of 'lora': the delta counts alpha / rank times
+    rs_lora: bool = False  # alpha / sqrt(rank) instead
+    top_layers: int = 0  # only so many of the uppermost layers are trained; 0: all
     learning_rate: float = 1.75e-3  # peak; that of 'scale' is best about six times higher
-    epochs: int = 3  # of a dozen short examples; at 2e-3 the held-out loss rises again after the third
-    batch: int = 4  # sequences per optimiser step; LoRA dislikes large batches
-    micro_tokens: int = 512  # padded tokens per backward pass; more is slower on CPUs, not faster
+    lora_plus: float = 1.0  # how many times faster the factors B learn; arXiv 2402.12354
+    max_steps: int | None = None  # ends the run before its epochs are over
+    micro_tokens: int = MICRO_TOKENS  # padded tokens per backward pass
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
+    constant_rate: bool = False  # after the warm-up, instead of half a cosine
     clip_norm: float = 1.0
     patience: int = 2  # epochs without a better held-out loss before the run stops
-    seed: int = 0
+    seed: int = 0  # of the initial factors
+    objective: str = "sft"  # this and the next tell a checkpoint of one objective from that of another
+    kl_weight: float = 0.0
     checkpoint_seconds: float = 10.0
 
 
@@ -56,7 +62,8 @@ class TrainConfig:
 class TrainResult:
     """What a run did.
 
-    Losses are nats per supervised held-out token; best_epoch 0 means nothing beat the base.
+    Losses are the objective's on held-out examples (nats per supervised token for SFT); best_epoch 0 means that nothing
+    beat the start.
     """
 
     steps: int
@@ -73,7 +80,7 @@ class Report(Protocol):
     """Receives progress; both methods are called between optimiser steps and may block."""
 
     def on_step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
-        """After each optimiser step; loss in nats per supervised token of the batch."""
+        """After each optimiser step; loss as the objective defines it, of this batch."""
 
     def on_eval(self, epoch: int, held_out_loss: float) -> None:
         """After each evaluation; epoch 0 is before training."""
@@ -81,44 +88,43 @@ class Report(Protocol):
 
 def train(
     decoder: Decoder,
-    train_set: Sequence[Encoded],
+    epochs: Sequence[Sequence[Batch]],
     held_out: Sequence[Encoded],
+    objective: Objective,
     config: TrainConfig,
     report: Report,
+    *,
     checkpoint_dir: Path | None = None,
+    start: Adapter | None = None,
 ) -> TrainResult:
-    """Train fresh deltas on train_set and leave the decoder with the best state.
+    """Train deltas on the batches of each epoch and leave the decoder with the best state.
 
-    Best is judged on held_out (without one, the last state is kept). With a checkpoint_dir the run goes on
-    from a checkpoint of the very same run found there. Raises TrainingError if there is nothing to train on
-    or the loss is not finite.
+    The deltas are fresh, or those of the adapter `start`. Best is judged on held_out (without one, the last state is
+    kept). With a checkpoint_dir the run goes on from a checkpoint of the very same run found there. Raises
+    TrainingError if there is nothing to train on or the loss is not finite.
     """
-    train_set = [example for example in train_set if example.weight > 0]
-    if not train_set:
-        raise TrainingError("there is no example with a positive weight to train on; collect some feedback first")
-    started = time.monotonic()
-    run = _Run(decoder, train_set, held_out, config, checkpoint_dir)
-    batches_per_epoch = math.ceil(len(train_set) / config.batch)
-    total_steps = config.epochs * batches_per_epoch
-    first_step = run.progress.step
-    tokens_seen, seconds_stepping, saved_at = 0, 0.0, time.monotonic()
+    run = _Run(decoder, epochs, held_out, objective, config, checkpoint_dir, start)
+    started, first_step, saved_at = time.monotonic(), run.progress.step, time.monotonic()
+    tokens_seen, seconds_stepping = 0, 0.0
     if held_out and not run.progress.held_out:
-        run.note_held_out(0, held_out_loss(decoder, held_out, config.micro_tokens), report)
-    for epoch in range(run.progress.epoch, config.epochs + 1):
-        if run.out_of_patience:
+        run.note_held_out(0, report)
+    for epoch in range(run.progress.epoch, len(run.epochs) + 1):
+        if run.out_of_patience or run.progress.step >= run.total_steps:
             break
-        batches = epoch_batches(train_set, config.batch, config.seed, epoch)
-        for batch in batches[run.progress.batch :]:
+        for batch in run.epochs[epoch - 1][run.progress.batch :]:
+            if run.progress.step >= run.total_steps:
+                break
             began = time.monotonic()
-            loss = run.step(batch, learning_rate(config, run.progress.step, total_steps))
-            seconds, tokens = time.monotonic() - began, sum(len(example.tokens) for example in batch)
+            loss = run.step(batch)
+            seconds = time.monotonic() - began
+            tokens = sum(len(tokens) for e in batch.examples for tokens, _ in run.objective_of(batch).sequences(e))
             tokens_seen, seconds_stepping = tokens_seen + tokens, seconds_stepping + seconds
-            report.on_step(run.progress.step, total_steps, loss, tokens / seconds)
+            report.on_step(run.progress.step, run.total_steps, loss, tokens / seconds)
             if time.monotonic() - saved_at >= config.checkpoint_seconds:
                 run.save()
                 saved_at = time.monotonic()
         if held_out:
-            run.note_held_out(epoch, held_out_loss(decoder, held_out, config.micro_tokens), report)
+            run.note_held_out(epoch, report)
         else:
             run.keep_as_best(epoch)
         run.progress = dataclasses.replace(run.progress, epoch=epoch + 1, batch=0)
@@ -129,7 +135,7 @@ def train(
         steps=run.progress.step,
         best_epoch=run.progress.best_epoch,
         held_out=run.progress.held_out,
-        stopped_early=run.progress.epoch <= config.epochs,
+        stopped_early=run.progress.step < run.total_steps,
         resumed_at_step=first_step,
         seconds=time.monotonic() - started,
         tokens_per_second=tokens_seen / seconds_stepping if seconds_stepping else 0.0,
@@ -143,44 +149,62 @@ class _Run:
     def __init__(
         self,
         decoder: Decoder,
-        train_set: Sequence[Encoded],
+        epochs: Sequence[Sequence[Batch]],
         held_out: Sequence[Encoded],
+        objective: Objective,
         config: TrainConfig,
         checkpoint_dir: Path | None,
+        start: Adapter | None,
     ) -> None:
-        self._decoder = decoder
-        self._config = config
-        deltas = decoder.adapt(config.kind, rank=config.rank, alpha=config.alpha, seed=config.seed)
-        self._parameters = [factor for delta in deltas for factor in (delta.a, delta.b)]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        self.epochs = [_useful(epoch, objective) for epoch in epochs]
+        if not any(self.epochs):
+            raise TrainingError("there is no example with a positive weight to train on; collect some feedback first")
+        self._decoder, self._objective, self._config, self._held_out = decoder, objective, config, held_out
+        self._imitation = SFT()
+        count = sum(len(epoch) for epoch in self.epochs)
+        self.total_steps = count if config.max_steps is None else min(count, config.max_steps)
+        decoder.adapt(
+            config.kind,
+            rank=config.rank,
+            alpha=config.alpha,
+            seed=config.seed,
+            rs_lora=config.rs_lora,
+            top_layers=config.top_layers,
         )
+        if start is not None:
+            decoder.load(start)
+        self._parameters = decoder.parameters
+        self._optimizer = _optimizer(decoder, config)
         self.progress = Progress()
         self._best = parameters_to_vector(self._parameters).detach()
         self.ignored_checkpoint: str | None = None
         self._path = None
         if checkpoint_dir is not None:
             self._path = checkpoint_dir / CHECKPOINT_NAME
-            self._fingerprint = fingerprint(decoder.model.sha256(), train_set, held_out, config)
+            first = hashlib.sha256(self._best.numpy().tobytes()).hexdigest()
+            facts = (decoder.model.sha256(), first, dataclasses.asdict(config) | {"checkpoint_seconds": None})
+            self._fingerprint = fingerprint(facts, self.epochs, held_out)
             if self._path.exists():
                 self._resume(self._path)
+        personal = {e.id: e for epoch in self.epochs for b in epoch if not b.general for e in b.examples}
+        objective.prepare(decoder, [*personal.values(), *held_out], config.micro_tokens)
 
     @property
     def out_of_patience(self) -> bool:
         """Whether the last `patience` epochs brought nothing better."""
         return len(self.progress.held_out) - 1 - self.progress.best_epoch >= self._config.patience
 
-    def step(self, batch: Sequence[Encoded], rate: float) -> float:
-        """Make one optimiser step on the weighted mean over the supervised tokens of the batch.
+    def objective_of(self, batch: Batch) -> Objective:
+        """General examples are imitated, whatever the objective."""
+        return self._imitation if batch.general else self._objective
 
-        Return that mean.
-        """
+    def step(self, batch: Batch) -> float:
+        """Make one optimiser step on a batch and return its loss."""
+        rate = learning_rate(self._config, self.progress.step, self.total_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        normalizer = sum(example.weight * example.supervised for example in batch)
-        loss = 0.0
-        for micro in micro_batches(batch, self._config.micro_tokens):
-            part = batch_nll(self._decoder, micro, [example.weight / normalizer for example in micro])
+            group["lr"] = rate * group["faster"]
+        objective, loss = self.objective_of(batch), 0.0
+        for part in objective.parts(self._decoder, batch.examples, self.progress.step, self._config.micro_tokens):
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
         norm = clip_grad_norm_(self._parameters, self._config.clip_norm)
@@ -194,8 +218,9 @@ class _Run:
         self.progress = dataclasses.replace(self.progress, batch=self.progress.batch + 1, step=step)
         return loss
 
-    def note_held_out(self, epoch: int, loss: float, report: Report) -> None:
-        """Record an evaluation, and keep the state if it is the best so far."""
+    def note_held_out(self, epoch: int, report: Report) -> None:
+        """Evaluate, and keep the state if it is the best so far."""
+        loss = self._objective.evaluate(self._decoder, self._held_out, self._config.micro_tokens)
         if not self.progress.held_out or loss < min(self.progress.held_out):
             self.keep_as_best(epoch)
         self.progress = dataclasses.replace(self.progress, held_out=(*self.progress.held_out, loss))
@@ -252,16 +277,31 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     warmup = max(1, round(config.warmup_fraction * total_steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
+    if config.constant_rate:
+        return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 
 
-def fingerprint(
-    base_sha256: str, train_set: Sequence[Encoded], held_out: Sequence[Encoded], config: TrainConfig
-) -> str:
-    """Return a SHA-256 over everything that decides the outcome of a run."""
-    content = {
-        "base": base_sha256,
-        "config": dataclasses.asdict(config) | {"checkpoint_seconds": None},
-        "sets": [[dataclasses.astuple(example) for example in part] for part in (train_set, held_out)],
-    }
+def fingerprint(facts: object, epochs: Sequence[Sequence[Batch]], held_out: Sequence[Encoded]) -> str:
+    """Return a SHA-256 over everything that decides the outcome of a run; `facts` must fit into JSON."""
+    content = [facts, [[dataclasses.asdict(b) for b in e] for e in epochs], [dataclasses.asdict(e) for e in held_out]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _useful(epoch: Sequence[Batch], objective: Objective) -> list[Batch]:
+    """Leave out what has no weight."""
+    imitation = SFT()
+    found = []
+    for batch in epoch:
+        weight = (imitation if batch.general else objective).weight
+        found.append(Batch(tuple(e for e in batch.examples if weight(e) > 0), batch.general))
+    return [batch for batch in found if batch.examples]
+
+
+def _optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a group for the factors B, which LoRA+ lets learn faster; all others learn at the plain rate."""
+    second = [p for delta in decoder.deltas for p in delta.parameters[1:]]
+    first = [p for delta in decoder.deltas for p in delta.parameters[:1]]
+    groups = [{"params": first, "faster": 1.0}, {"params": second, "faster": config.lora_plus}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)

@@ -14,7 +14,7 @@ import torch
 
 from edgepd.adapt.batches import held_out_loss
 from edgepd.adapt.decoder import Decoder
-from edgepd.adapt.sft import CHECKPOINT_NAME, TrainConfig, TrainResult, learning_rate, train
+from edgepd.adapt.loop import CHECKPOINT_NAME, TrainConfig, TrainResult, learning_rate, train
 from edgepd.errors import TrainingError
 from edgepd_quant.adapter_file import Kind
 from tests.adapt.helpers import Recorder, random_examples, tiny_decoder

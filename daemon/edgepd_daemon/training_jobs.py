@@ -1,0 +1,145 @@
+"""What a training run learns from, and the job that its child process gets.
+
+The idea: ASLS's two speeds. The fast path (`live`) takes what the active generation has not been taught yet and, as far
+as there is room, a sample of what it has, so that it does not forget; it goes on from the active live adapter. The
+normal path (`baked`) takes the newest examples and begins at the original base. Invariants: the same profile and
+settings give the same job, so that an interrupted run can go on where it was; what is held out is never trained on.
+What this does not do: start the child, or decide when to train.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgepd.adapt.job import Job, JobExample, JobKind
+from edgepd.adapt.presets import applied, preset
+from edgepd.config import Settings, Train
+from edgepd.errors import TrainingError
+from edgepd_daemon.cores import physical_cores
+from edgepd_daemon.generations import Generations
+from edgepd_profiles import examples as example_rows
+from edgepd_profiles.examples import Example
+from edgepd_profiles.registry import Generation
+from edgepd_profiles.store import Store
+
+# Objectives that learn from an answer with a thumb down as well; the others would imitate it.
+LEARN_FROM_UNDESIRABLE = ("kto", "apo-zero", "reward")
+ADVICE = "correct more answers with `edgepd fix` or accept them with `edgepd good`"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples of one run, each side in the order of the feedback."""
+
+    kind: JobKind
+    train: list[Example]
+    held_out: list[Example]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs keep their files: checkpoints below `runs`, general examples in `replay`."""
+
+    runs: Path
+    replay: Path
+
+
+def find_examples(store: Store, train: Train) -> list[Example]:
+    """Return all that the profile offers for the objective in the settings, ordered by the time of the feedback."""
+    undesirable = applied(asdict(train), preset(train.preset))["objective"] in LEARN_FROM_UNDESIRABLE
+    with store.read() as conn:
+        return example_rows.training_examples(conn, train.accepted_weight, undesirable=undesirable)
+
+
+def choose(found: Sequence[Example], active: Generation, kind: JobKind, train: Train) -> Chosen:
+    """Choose among `found`, which is ordered by the time of the feedback. Raises TrainingError if it is too little."""
+    if kind == "live":
+        chosen = fresh_and_replay(found, active, train.live_examples, train.seed)
+    else:
+        chosen = list(found[-train.baked_examples :])
+    if len(chosen) < train.min_examples:
+        raise TrainingError(
+            f"there are {len(chosen)} different examples, but training needs at least {train.min_examples}; {ADVICE}"
+        )
+    learn, held_out = example_rows.split(chosen, train.held_out_fraction)
+    if not held_out:
+        raise TrainingError(
+            f"none of the {len(chosen)} examples can be set aside to judge the result by, because too few of them "
+            f"are wanted answers that differ from each other; {ADVICE}"
+        )
+    return Chosen(kind, learn, held_out)
+
+
+def fresh_and_replay(found: Sequence[Example], active: Generation, limit: int, seed: int) -> list[Example]:
+    """Return at most `limit` examples: what is new to `active`, the newest first, then a sample of what it knows.
+
+    New is what the user gave after the newest example that `active` was trained on. That includes what was held out
+    to judge it, and feedback that came in while it was being trained, which its own time of creation would miss.
+    """
+    taught = set(active.example_ids)
+    # A correction that was corrected again since is new, although its id is known.
+    known = [e.created_at for e in found if e.id in taught and e.created_at <= active.created_at]
+    newest_known = max(known, default=-math.inf)
+    fresh = [e for e in found if e.created_at > newest_known][-limit:]
+    older = [e for e in found if e.created_at <= newest_known]
+    room = min(limit - len(fresh), len(older))
+    replayed = random.Random(seed).sample(range(len(older)), room)  # noqa: S311 - which ones is no secret
+    return [older[n] for n in sorted(replayed)] + fresh
+
+
+def make_job(
+    generations: Generations,
+    active: Generation,
+    chosen: Chosen,
+    settings: Settings,
+    places: Places,
+    name: str,
+    *,
+    plan_only: bool = False,
+) -> Job:
+    """Return the job that trains `chosen`; `name` is that of the output file, without its ending. Blocks shortly.
+
+    Raises ModelError if the files of the active generation are not known.
+    """
+    kind, live = chosen.kind, chosen.kind == "live"
+    adapter = str(generations.directory / active.adapter_file) if active.adapter_file else None
+    return Job(
+        kind=kind,
+        base=str(generations.model_path(active) if live else generations.base.path),
+        base_sha256=generations.model_sha256(active) if live else generations.base.sha256,
+        original=str(generations.base.path),
+        original_sha256=generations.base.sha256,
+        current_model=str(generations.model_path(active)),
+        current_adapter=adapter,
+        output=str(generations.directory / f"{name}.gguf"),
+        checkpoint_dir=str(places.runs / kind),
+        replay_dir=str(places.replay),
+        train=[_for_job(e) for e in chosen.train],
+        held_out=[_for_job(e) for e in chosen.held_out],
+        data_hash=example_rows.data_hash(chosen.train),
+        settings=asdict(settings.train),
+        threads=settings.train.threads or physical_cores(),
+        max_perplexity_rise=settings.gate.max_perplexity_rise,
+        min_kept_gain=settings.gate.min_kept_gain,
+        max_tokens=settings.serve.context_tokens,
+        parent=active.id,
+        start_adapter=adapter if live else None,
+        plan_only=plan_only,
+    )
+
+
+def _for_job(example: Example) -> JobExample:
+    return JobExample(
+        example.id,
+        example.messages,
+        example.response,
+        example.weight,
+        example.rejected,
+        example.desirable,
+        example.reward,
+        example.conversation,
+    )

@@ -1,0 +1,279 @@
+"""The supervision of training with a child that follows a script: plans, progress, ends, and what is recorded.
+
+No model and no torch: the child says what the test tells it to. Real training is in test_training.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgepd.adapt.job import Outcome, Planned, Progress, Refused
+from edgepd.config import Settings, Train
+from edgepd.errors import ConflictError, TrainingError
+from edgepd_daemon.trainer import continued
+from tests.daemon.training_parts import Parts, correct, with_parts
+
+PLAN = {"residency": "stream", "predicted_rss_mb": 420.5, "reasons": ["half of the free memory is 600 MiB"]}
+TRAINING = Progress("train", 1, 4, 2.5, 2.75, 180.0, 9.5, 512.0)
+
+
+def test_a_plan_is_what_the_planner_says_and_changes_nothing(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(Progress("load"), Planned(PLAN))
+        response = await daemon.client.post("/edgepd/v1/training/plan", json={"kind": "baked"})
+        assert (response.status_code, response.json()) == (200, {"plan": PLAN})
+        job = daemon.read("job.json")
+        assert (job["kind"], job["plan_only"], len(job["train"]), len(job["held_out"])) == ("baked", True, 6, 2)
+        assert job["settings"]["rank"] == 4
+        assert job["replay_dir"] == str(tmp_path / "data" / "replay")
+        assert await daemon.get("/edgepd/v1/training") == {"runs": []}
+        assert len(daemon.generations.listing()) == 1
+
+    with_parts(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ((Refused("no plan fits into 100 MiB"), "exit 7"), "no plan fits into 100 MiB"),
+        (("exit 3",), "the trainer ended with exit code 3 before it had a plan"),
+        (("nonsense",), "the trainer wrote a line that is not an event: "),
+        (("x" * 20_000_000,), "the trainer wrote a line that cannot be read: "),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused_with_the_reason(tmp_path: Path, steps: Any, reason: str) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(*steps)
+        with pytest.raises(TrainingError) as refused:
+            await daemon.trainer.plan("live")
+        assert str(refused.value).startswith(reason)
+        daemon.child_says(Planned(PLAN))
+        assert await daemon.trainer.plan("live") == PLAN  # nothing is in the way of the next one
+
+    with_parts(tmp_path, work)
+
+
+def test_a_plan_for_too_few_examples_is_refused_without_a_child(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.trainer.settings = Settings(train=Train(min_examples=9))
+        response = await daemon.client.post("/edgepd/v1/training/plan", json={})
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (409, "training_refused")
+        assert error["message"].startswith("there are 8 different examples, but training needs at least 9; correct")
+        assert not (tmp_path / "job.json").exists()
+
+    with_parts(tmp_path, work)
+
+
+def test_no_plan_while_a_run_is_going_on(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says("wait go")
+        run = await daemon.trainer.start("live")
+        with pytest.raises(ConflictError, match=f"training run {run.id} is going on; wait for its end"):
+            await daemon.trainer.plan("live")
+        response = await daemon.client.post("/edgepd/v1/training/plan", json={"kind": "live"})
+        assert (response.status_code, response.json()["error"]["code"]) == (409, "conflict")
+
+    with_parts(tmp_path, work)
+
+
+def test_planning_ends_with_the_daemon(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says("wait go")
+        planning = asyncio.create_task(daemon.trainer.plan("live"))
+        await daemon.until((tmp_path / "environment.json").exists)
+        await daemon.trainer.stop()
+        with pytest.raises(TrainingError, match="the trainer was killed by signal 9 before it had a plan"):
+            await planning
+
+    with_parts(tmp_path, work)
+
+
+def test_a_planner_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepd_daemon.trainer.PLAN_SECONDS", 0.05)
+
+    async def work(daemon: Parts) -> None:
+        daemon.child_says("wait go")
+        with pytest.raises(TrainingError, match="the trainer had no plan within 0 s; try again later"):
+            await daemon.trainer.plan("live")
+        assert daemon.trainer._planning is None
+
+    with_parts(tmp_path, work)
+
+
+def test_progress_is_shown_wherever_one_looks(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        paused = Progress("gate", 0, 2, paused="an answer is being generated")
+        daemon.child_says(Progress("load"), Planned(PLAN), TRAINING, "wait go", paused, "wait on")
+        run = await daemon.trainer.start("live")
+        await daemon.until(lambda: daemon.trainer.progress == TRAINING)
+        assert (await daemon.get(f"/edgepd/v1/training/{run.id}"))["progress"] == asdict(TRAINING)
+        assert (await daemon.get("/edgepd/v1/status"))["training"]["progress"] == asdict(TRAINING)
+        seen = await daemon.get("/edgepd/v1/activity")
+        assert (seen["training"]["run"]["id"], seen["training"]["last"]) == (run.id, None)
+        assert seen["training"]["progress"] == asdict(TRAINING)
+        text = (await daemon.client.get("/metrics")).text
+        found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+        assert (found["edgepd_training"], found["edgepd_training_loss_nats"]) == (1, 2.5)
+        daemon.let_go()
+        await daemon.until(lambda: daemon.trainer.progress and daemon.trainer.progress.stage == "gate")
+        shown = (await daemon.get(f"/edgepd/v1/training/{run.id}"))["progress"]
+        assert (shown["stage"], shown["done"], shown["paused"]) == ("gate", 0, "an answer is being generated")
+        assert (shown["loss"], shown["held_out_loss"], shown["rss_mb"]) == (2.5, 2.75, 512.0)
+        assert shown["seconds_left"] is None  # that was of the stage before
+
+    with_parts(tmp_path, work)
+
+
+def test_a_loss_that_is_not_a_number_can_be_shown(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(replace(TRAINING, loss=float("nan"), seconds_left=float("inf")), "wait go")
+        await daemon.trainer.start("live")
+        await daemon.until(lambda: daemon.trainer.progress)
+        for path in ("/edgepd/v1/activity", "/edgepd/v1/status"):
+            shown = (await daemon.get(path))["training"]["progress"]
+            assert (shown["loss"], shown["seconds_left"], shown["held_out_loss"]) == (None, None, 2.75)
+
+    with_parts(tmp_path, work)
+
+
+def test_activity_when_nothing_happens_and_after_a_run(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        seen = await daemon.get("/edgepd/v1/activity")
+        assert seen == {
+            "model": "tiny",
+            "generation": {"id": 1, "kind": "base"},
+            "engine": {
+                "state": "ready",
+                "loading_percent": None,
+                "active": 1,
+                "queued": 3,
+                "slots": 4,
+                "tokens_generated": 70,
+            },
+            "training": {"run": None, "progress": None, "last": None},
+            "problems": [],
+        }
+        daemon.child_says(Refused("no example fits"))
+        await daemon.ended()
+        training = (await daemon.get("/edgepd/v1/activity"))["training"]
+        assert (training["run"], training["progress"]) == (None, None)
+        assert (training["last"]["state"], training["last"]["reason"]) == ("failed", "no example fits")
+
+    with_parts(tmp_path, work)
+
+
+def test_a_promoted_run_records_what_it_was_trained_with(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        scores = {"held_out_before": 3.0, "held_out_after": 2.0, "plan": PLAN}
+        daemon.child_says(Outcome(True, "held-out loss fell", scores, "cd" * 32, {"i0": "too long"}))
+        run = await daemon.ended()
+        assert (run.state, run.reason, run.generation) == ("promoted", "held-out loss fell", 2)
+        assert run.numbers.items() >= scores.items()
+        made = daemon.generations.get(2)
+        assert made.state == "active"
+        assert made.config == {"settings": asdict(Train(rank=4)), "plan": PLAN}
+        assert made.example_ids == ["i1", "i2", "i3", "i4", "i5"]
+        assert made.data_hash == daemon.read("job.json")["data_hash"]
+
+    with_parts(tmp_path, work)
+
+
+def test_the_next_fast_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(Outcome(True, "better", {}, "cd" * 32))
+        await daemon.ended()
+        assert daemon.read("job.json")["start_adapter"] is None
+        correct(daemon.store, range(8, 12))
+        daemon.trainer.settings = Settings(train=Train(live_examples=8))
+        daemon.child_says(Outcome(False, "not better"))
+        run = await daemon.ended()
+        job = daemon.read("job.json")
+        assert job["start_adapter"] == str(tmp_path / "generations" / "live-1.gguf")
+        ids = [e["id"] for e in job["train"] + job["held_out"]]
+        assert ids[2:] == ["i6", "i7", "i8", "i9", "i10", "i11"]  # i6 and i7 were held out, the others are new
+        assert set(ids[:2]) < {"i0", "i1", "i2", "i3", "i4", "i5"}
+        assert (run.state, daemon.generations.active().id) == ("rejected", 2)
+        assert daemon.generations.get(3).config["plan"] is None
+        await daemon.ended("baked")
+        job = daemon.read("job.json")
+        assert (job["start_adapter"], len(job["train"]), job["base"]) == (None, 9, str(tmp_path / "tiny.gguf"))
+
+    with_parts(tmp_path, work)
+
+
+def test_the_child_gives_freed_memory_back(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(Refused("enough"))
+        await daemon.ended()
+        found = daemon.read("environment.json")
+        wanted = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "16777216", "MALLOC_MMAP_THRESHOLD_": "1048576"}
+        assert found.items() >= {**wanted, "GOMP_SPINCOUNT": "10000"}.items()
+        assert "PATH" in found  # the rest is the daemon's own
+
+    with_parts(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("steps", "state", "reason"),
+    [
+        (("exit 1",), "failed", "the trainer ended with exit code 1 before it had a result"),
+        ((Planned(PLAN),), "failed", "the trainer ended with exit code 0 before it had a result"),
+        (("{}",), "failed", "the trainer wrote a line that is not an event: "),
+        (("x" * 20_000_000,), "failed", "the trainer wrote a line that cannot be read: "),
+    ],
+)
+def test_how_a_run_can_fail(tmp_path: Path, steps: Any, state: str, reason: str) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says(TRAINING, *steps)
+        run = await daemon.ended()
+        assert (run.state, run.reason[: len(reason)]) == (state, reason)
+        assert (daemon.trainer.progress, daemon.generations.active().id) == (None, 1)
+
+    with_parts(tmp_path, work)
+
+
+def test_a_run_that_is_stopped_is_interrupted(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        daemon.child_says("wait go")
+        run = await daemon.trainer.start("live")
+        await daemon.until((tmp_path / "environment.json").exists)
+        with pytest.raises(ConflictError, match="training run 99 is not going on"):
+            await daemon.trainer.stop(99)
+        response = await daemon.client.delete(f"/edgepd/v1/training/{run.id}")
+        ended = response.json()["run"]
+        assert (ended["state"], ended["reason"]) == (
+            "interrupted",
+            "the trainer was killed by signal 15 before it had a result",
+        )
+
+    with_parts(tmp_path, work)
+
+
+def test_a_trainer_that_is_not_there(tmp_path: Path) -> None:
+    async def work(daemon: Parts) -> None:
+        missing = tmp_path / "missing"
+        daemon.trainer._worker = (str(missing),)
+        with pytest.raises(TrainingError, match=f"the trainer could not be started: .*{missing}"):
+            await daemon.trainer.start("live")
+        [run] = (await daemon.get("/edgepd/v1/training"))["runs"]
+        assert run["state"] == "failed"
+        assert run["reason"].startswith("the trainer could not be started: ")
+        with pytest.raises(TrainingError, match="the trainer could not be started: "):
+            await daemon.trainer.plan("live")
+
+    with_parts(tmp_path, work)
+
+
+def test_numbers_stay_until_there_are_newer_ones() -> None:
+    assert continued(None, Progress("load")) == Progress("load")
+    later = continued(TRAINING, Progress("train", 2, 4, loss=2.25, tokens_per_second=175.0))
+    assert later == Progress("train", 2, 4, 2.25, 2.75, 175.0, None, 512.0)
+    waiting = Progress("train", 2, 4, paused="on battery")
+    assert continued(waiting, Progress("train", 3, 4)).paused is None

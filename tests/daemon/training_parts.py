@@ -1,0 +1,135 @@
+"""A trainer whose child follows a script: no model, no torch, but the real profile, registry and API around it.
+
+The idea: `with_parts(directory, work)` builds the parts of a daemon in the process of the test; `child_says` sets what
+the next child says and does. What this does not do: train (see test_training.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+
+from edgepd.adapt.job import Event, write_event
+from edgepd.config import Settings, Train, paths
+from edgepd_daemon.api.app import create_app
+from edgepd_daemon.engine.types import EngineStatus
+from edgepd_daemon.generations import Base, Generations
+from edgepd_daemon.services import Services
+from edgepd_daemon.trainer import Trainer
+from edgepd_profiles import feedback, interactions, runs
+from edgepd_profiles.interactions import Interaction
+from edgepd_profiles.store import Store
+
+CHILD = """
+import json, os, sys, time
+from pathlib import Path
+here = Path(sys.argv[1])
+(here / "job.json").write_text(sys.stdin.read())
+(here / "environment.json").write_text(json.dumps(dict(os.environ)))
+for step in json.loads((here / "steps.json").read_text()):
+    if step.startswith("wait "):
+        while not (here / step.removeprefix("wait ")).exists():
+            time.sleep(0.005)
+    elif step.startswith("exit "):
+        sys.exit(int(step.removeprefix("exit ")))
+    else:
+        print(step, flush=True)
+"""
+BASE_SHA256 = "ab" * 32
+ENGINE = EngineStatus("ready", queued=3, active=1, slots=4, tokens_generated=70)
+
+
+class Parts:
+    """A trainer with eight corrected answers to learn from, its child's script, and the API over it."""
+
+    def __init__(self, directory: Path, store: Store) -> None:
+        """Start nothing."""
+        self.directory = directory
+        self.store = store
+        engine: Any = SimpleNamespace(
+            alive=True, status=lambda: ENGINE, is_prepared=lambda version: True, keep=lambda version: None
+        )
+        self.generations = Generations(
+            store, engine, Base("tiny", directory / "tiny.gguf", BASE_SHA256), directory / "generations"
+        )
+        self.generations.boot()
+        (directory / "child.py").write_text(CHILD)
+        child = (sys.executable, str(directory / "child.py"), str(directory))
+        settings = Settings(train=Train(rank=4))
+        self.trainer = Trainer(store, self.generations, settings, directory / "data" / "runs", child)
+        unused: Any = SimpleNamespace(problem=None)
+        services = Services(
+            *(settings, paths(), store, engine, self.generations, unused, self.trainer, unused), lambda: settings
+        )
+        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://edgepd")
+
+    def child_says(self, *steps: Event | str) -> None:
+        """Set what the next child does: say an event, or a word that CHILD knows."""
+        lines = [step if isinstance(step, str) else write_event(step) for step in steps]
+        (self.directory / "steps.json").write_text(json.dumps(lines))
+
+    def let_go(self, name: str = "go") -> None:
+        """Let a child go on that waits."""
+        (self.directory / name).touch()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return what the last child wrote down."""
+        found: dict[str, Any] = json.loads((self.directory / name).read_text())
+        return found
+
+    async def get(self, path: str) -> dict[str, Any]:
+        response = await self.client.get(path)
+        assert response.is_success, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def ended(self, kind: Any = "live") -> runs.Run:
+        """Start a run and return it when it has ended."""
+        run = await self.trainer.start(kind)
+        await self.until(lambda: self.trainer.run is None)
+        with self.store.read() as conn:
+            return runs.get_run(conn, run.id)
+
+
+def correct(store: Store, numbers: range) -> None:
+    """Correct answers, one for each number, a second apart."""
+    for number in numbers:
+        asked = [{"role": "user", "content": f"Question {number}"}]
+        row = Interaction(f"i{number}", f"c{number}", 1.0, "cli", "tiny", 1, asked, response="Hm", state="done")
+        store.write(lambda conn, row=row: interactions.begin(conn, row)).result()
+        store.write(lambda conn, n=number: feedback.set_edit(conn, f"i{n}", f"Answer {n}", at=1000.0 + n)).result()
+
+
+@asynccontextmanager
+async def parts(directory: Path) -> AsyncIterator[Parts]:
+    with Store.open(directory / "profile.db") as store:
+        correct(store, range(8))
+        made = Parts(directory, store)
+        try:
+            yield made
+        finally:
+            await made.trainer.stop()
+            await made.client.aclose()
+
+
+def with_parts(directory: Path, work: Callable[[Parts], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with parts(directory) as made:
+            await work(made)
+
+    asyncio.run(run())
