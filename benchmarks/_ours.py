@@ -24,7 +24,7 @@ from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
 from edgepd.adapt.loop import Report, TrainConfig, TrainResult, learning_rate, train
 from edgepd.adapt.objectives import SFT
-from edgepd.adapt.planner import Plan, Request, as_dict, plan, probe_gemm
+from edgepd.adapt.planner import Plan, Request, as_dict, carry_out, plan, probe_gemm
 from edgepd.adapt.shaping import schedule
 from edgepd.errors import TrainingError
 from edgepd_quant.reader import GGUFFile
@@ -63,6 +63,7 @@ def arrange(decoder: Decoder, spec: dict[str, Any], config: TrainConfig, epochs:
         rank=config.rank,
         epochs=epochs,
         held_out=(),
+        judged=(),
         sequences=SFT().sequences,
         threads=spec["threads"],
         rss_bytes=psutil.Process().memory_info().rss,
@@ -70,7 +71,7 @@ def arrange(decoder: Decoder, spec: dict[str, Any], config: TrainConfig, epochs:
         gemm_flops=probe_gemm(),
     )
     found = plan(request)
-    decoder.arrange(residency=found.residency, kept_layers=found.kept_layers)
+    carry_out(found, decoder)
     return found
 
 

@@ -121,15 +121,14 @@ class Quiet:
 def main() -> None:
     """Compute what is missing, then show everything that was asked for."""
     given = arguments()
-    configurations = [Configuration.parse(text, given.epochs) for text in given.configs.split(",")]
     if corpus_path() is None:
         print("EDGEPD_AESLC names no corpus, so this studies made-up mails, which says little about people")
     people = writers(given.model, given.users, given.train, given.held_out)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(given.threads)
     with GGUFFile.open(given.model) as file:
         decoder = StudyDecoder(file)
         decoder.arrange(residency="fp32")  # many runs on one model: it is dequantised once
-        found = study(decoder, people, configurations, file.sha256()[:12])
+        found = study(decoder, people, given.configs, file.sha256()[:12])
     shape = {"users": [w.name for w in people], "mails": f"{given.train} + {given.held_out}", "model": given.model.name}
     report = Report("study", shape)
     report.rows = list(table(found))
@@ -144,9 +143,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--train", type=int, default=TRAIN, help="mails of each writer to train on")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="mails of each writer to measure on")
+    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--model", type=Path, default=None, help="a GGUF file; else the default model")
     given = parser.parse_args()
     given.model = given.model or model_path()
+    try:
+        given.configs = [Configuration.parse(text, given.epochs) for text in given.configs.split(",")]
+    except ValueError as error:
+        parser.error(str(error))
     return given
 
 

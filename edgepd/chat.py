@@ -60,7 +60,7 @@ class ChatFormat:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the tokens of the conversation so far, ready for the assistant's turn."""
-        return self._model.tokenize(self.template.render(messages, add_generation_prompt=True), special=True)
+        return self._model.tokenize_prompt(self.template.render(messages, add_generation_prompt=True))
 
     def answer(self, text: str) -> list[int]:
         """Return the tokens that an answer consists of, the end-of-turn token included."""

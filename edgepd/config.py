@@ -92,6 +92,11 @@ class Train:
         minimum=0,
         maximum=1_048_576,
     )
+    residency: str = setting(
+        "auto",
+        "where dequantised weights live: nowhere, or in memory as fp32, as the memory allows (auto); fp16 rounds them",
+        choices=("auto", "stream", "fp16", "fp32"),
+    )
     fast_seconds: float = setting(
         12.0, "time that the training of a live adapter may take, gate not included", minimum=1, maximum=86_400
     )

@@ -74,6 +74,9 @@ class Letters:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return [ord(c) for c in text]
 
+    def tokenize_prompt(self, text: str) -> list[int]:
+        return self.tokenize(text, special=True)
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         return chr(token).encode()
 

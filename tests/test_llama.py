@@ -14,6 +14,7 @@ from edgepd.errors import AdapterError, ModelError
 from edgepd.llama import Context, Entry, LoraAdapter, Model
 from edgepd_quant.types import GGMLType
 from tests.daemon.adapters import random_lora
+from tests.tiny_archs import tiny_arch
 from tests.tiny_gguf import llama_logits, tiny_llama
 
 TEXT = "The cat sat on the mat, and the dog looked at it."
@@ -324,3 +325,15 @@ def test_loading_reports_progress(tiny: Path) -> None:
     shares: list[float] = []
     with Model(tiny, progress=shares.append):
         assert shares and shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_a_prompt_begins_as_the_file_wants_it(tmp_path: Path) -> None:
+    wants = tiny_arch(
+        tmp_path / "bos.gguf", "llama", qtype=GGMLType.F32, seed=1, extra={"tokenizer.ggml.add_bos_token": True}
+    )
+    with Model(wants, vocab_only=True) as model:
+        assert model.tokenize_prompt("hello") == [model.bos_token, *model.tokenize("hello", special=True)]
+        begun = model.piece(model.bos_token, special=True).decode() + "hello"
+        assert model.tokenize_prompt(begun) == model.tokenize_prompt("hello")
+    with Model(tiny_llama(tmp_path / "plain.gguf", qtype=GGMLType.F32, seed=1), vocab_only=True) as model:
+        assert model.tokenize_prompt("hello") == model.tokenize("hello", special=True)

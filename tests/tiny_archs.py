@@ -69,7 +69,7 @@ def tiny_arch(
     metadata = _metadata(name, layers, hidden, feed_forward, head) | dict(extra or {})
     kept = {key: value for key, value in metadata.items() if key not in without}
     present: Tensors = {part: tensor for part, tensor in tensors.items() if part not in without}
-    return write_gguf(path, {"general.name": "tiny", **kept, **tiny_tokenizer()}, present)
+    return write_gguf(path, {"general.name": "tiny", **tiny_tokenizer(), **kept}, present)
 
 
 def _embedding(rng: np.random.Generator, hidden: int, qtype: int) -> tuple[Array, int]:

@@ -41,12 +41,6 @@ CHILD_ENVIRONMENT = {
     # times longer, which on a busy machine wastes most of the time that nice 19 leaves; without any spinning
     # (OMP_WAIT_POLICY PASSIVE) training on an idle machine takes 1.7 times as long.
     "GOMP_SPINCOUNT": "10000",
-    # Freed tensors go back to the system, or the trainer stays as large as its largest step: few arenas, because what
-    # one has freed the others cannot use; large blocks mapped one by one, from a size on that glibc does not raise by
-    # itself once it is set; and the free end of the heap is given back.
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_TRIM_THRESHOLD_": "16777216",
-    "MALLOC_MMAP_THRESHOLD_": "1048576",
 }
 STOP_SECONDS = 5.0  # what a child gets to end by itself before it is killed
 PLAN_SECONDS = 120.0  # within which a plan must be there; loading torch alone takes ten on a small board

@@ -65,7 +65,11 @@ def choose(found: Sequence[Example], active: Generation, kind: JobKind, train: T
         raise TrainingError(
             f"there are {len(chosen)} different examples, but training needs at least {train.min_examples}; {ADVICE}"
         )
-    learn, held_out = example_rows.split(chosen, train.held_out_fraction)
+    taught = set(active.example_ids)
+    # What was set aside to judge the active generation judges the next one too, so that the newest feedback, which it
+    # could not know, is learned at once and not held out in its turn.
+    before = [e.id for e in chosen if taught and e.id not in taught and e.created_at <= active.created_at]
+    learn, held_out = example_rows.split(chosen, train.held_out_fraction, before if kind == "live" else ())
     if not held_out:
         raise TrainingError(
             f"none of the {len(chosen)} examples can be set aside to judge the result by, because too few of them "

@@ -33,7 +33,9 @@ class Rows:
     batch: int
     turns: Tensor  # rotary turns (T, 1, d/2) of layers that see everything
     local_turns: Tensor  # those of sliding layers
-    window: Tensor | None  # bool (T, T), True where a sliding layer sees; None where that is all before
+    # (T, T), 0 where a sliding layer sees and -inf where not; None where that is all before. Not bool: of that,
+    # attention would make a float32 copy for each layer to keep.
+    window: Tensor | None
 
 
 class Block:

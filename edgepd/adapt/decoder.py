@@ -17,8 +17,9 @@ from torch import Tensor
 
 from edgepd.adapt.architecture import Architecture, read_architecture
 from edgepd.adapt.block import Block, Rows, vector
-from edgepd.adapt.delta import Delta, VectorDelta, export_all, load_all, wrap
+from edgepd.adapt.delta import Delta, VectorDelta
 from edgepd.adapt.functional import rms_norm, rotary_turns
+from edgepd.adapt.kinds import export_all, load_all, wrap
 from edgepd.adapt.linear import QuantLinear, Residency, Scratch
 from edgepd.adapt.prefix import PrefixCache
 from edgepd.errors import TrainingError
@@ -110,6 +111,7 @@ class Decoder:
         if top_layers > layers:
             raise TrainingError(f"the top {top_layers} layers cannot be trained: the model has {layers}; set fewer")
         self._trained_from = layers - top_layers if top_layers else 0
+        self._prefixes = PrefixCache(self.architecture.hidden)  # of other frozen layers, if they were others before
         for block in self.blocks[self._trained_from :]:
             for group in block.groups:
                 deltas = [
@@ -213,7 +215,8 @@ class Decoder:
             local = rotary_turns(length, arch.rope_dims, arch.local_rope_base, self._rope_factors)
         window = None
         if arch.window is not None and length > arch.window:
-            window = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - arch.window)
+            seen = torch.ones(length, length, dtype=torch.bool).tril().triu(1 - arch.window)
+            window = torch.zeros(length, length).masked_fill_(~seen, -torch.inf)
         return Rows(len(sequences), turns, local, window)
 
     def _below(self, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from edgepd.adapt.allocator import Allocator
 from edgepd.adapt.architecture import Architecture, layer_shapes, linear_groups
 from edgepd.adapt.linear import RESIDENT_TYPES, Residency
 from edgepd.adapt.loss import TILE_ROWS
@@ -19,8 +20,8 @@ FLOAT = 4  # bytes
 # Copies of the trained parameters: themselves, gradients, two moments of Adam, the best state, and the flat vector that
 # they are set from.
 PARAMETER_COPIES = 6
-# What the allocator holds beyond what is counted here: pieces too small to be given back.
-ALLOCATOR_SLACK = 0.07
+# What the allocator holds beyond what is counted here: holes, and pieces too small to be given back. Measured.
+ALLOCATOR_SLACK: dict[Allocator, float] = {"thrifty": 0.07, "fast": 0.32}
 # Code of torch and of the BLAS that is mapped with the first products, and the buffers that they pack matrices into.
 BLAS_BYTES = 66 << 20
 
@@ -67,7 +68,8 @@ def kept_floats(arch: Architecture) -> int:
     """Floats that one token keeps in one layer that remembers its activations."""
     heads, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     attention = arch.hidden + (heads + 2 * kv) + heads + arch.heads  # input, rotated q/k and v, mixed values, logsumexp
-    attention += heads + kv if arch.qk_norm else 0  # q and k before their norms
+    # The norms of q and k keep what goes into them as views, and with these all of the product.
+    attention += heads + 2 * kv if arch.qk_norm else 0
     mlp = arch.hidden + 2 * arch.feed_forward
     return attention + mlp + (2 * arch.hidden if arch.post_norms else 0)
 
@@ -77,7 +79,9 @@ def passing_floats(arch: Architecture) -> int:
     return 4 * arch.feed_forward + 3 * arch.hidden
 
 
-def peak_bytes(shapes: Shapes, load: Load, *, residency: Residency, kept_layers: int, trained_layers: int) -> int:
+def peak_bytes(
+    shapes: Shapes, load: Load, *, residency: Residency, kept_layers: int, trained_layers: int, allocator: Allocator
+) -> int:
     """Return how much a training step adds to the resident memory of the process at its peak."""
     arch = shapes.arch
     recomputed = max(0, trained_layers - kept_layers)
@@ -94,7 +98,7 @@ def peak_bytes(shapes: Shapes, load: Load, *, residency: Residency, kept_layers:
         resident = shapes.layer_weights * arch.layers * RESIDENT_TYPES[residency].itemsize
     cache = 2 * load.cached_tokens * arch.hidden
     allocated = floats * FLOAT + resident + cache
-    return int(allocated * (1 + ALLOCATOR_SLACK)) + BLAS_BYTES + shapes.mapped
+    return int(allocated * (1 + ALLOCATOR_SLACK[allocator])) + BLAS_BYTES + shapes.mapped
 
 
 def step_flops(

@@ -64,7 +64,7 @@ def judge(
     threads: int,
 ) -> Verdict:
     """Measure and decide. Raises ModelError or AdapterError if an arm cannot be loaded."""
-    longest = max(GENERAL_WINDOW, *(len(e.tokens) for e in held_out))
+    longest = max(GENERAL_WINDOW + 1, *(len(e.tokens) for e in held_out))
     with Scorer(original, threads, longest=longest) as scorer:
         general_before = scorer.text_loss(general_windows(scorer.model))
         base = before = scorer.answer_losses(held_out)
@@ -175,4 +175,4 @@ def general_windows(model: Model) -> list[list[int]]:
     text = importlib.resources.files("edgepd.adapt").joinpath("data", "general.txt").read_text(encoding="utf-8")
     tokens = model.tokenize(text, special=False)
     starts = np.linspace(0, len(tokens) - GENERAL_WINDOW, GENERAL_WINDOWS).astype(int)
-    return [tokens[start : start + GENERAL_WINDOW] for start in starts]
+    return [[*model.opening, *tokens[start : start + GENERAL_WINDOW]] for start in starts]

@@ -109,7 +109,8 @@ def train(
     if held_out and not run.progress.held_out:
         run.note_held_out(0, report)
     for epoch in range(run.progress.epoch, len(run.epochs) + 1):
-        if run.out_of_patience or run.progress.step >= run.total_steps:
+        # A run that was killed after its last step has yet to judge the epoch that the step ended.
+        if run.out_of_patience or (run.progress.step >= run.total_steps and run.progress.batch == 0):
             break
         for batch in run.epochs[epoch - 1][run.progress.batch :]:
             if run.progress.step >= run.total_steps:
@@ -182,7 +183,8 @@ class _Run:
         if checkpoint_dir is not None:
             self._path = checkpoint_dir / CHECKPOINT_NAME
             first = hashlib.sha256(self._best.numpy().tobytes()).hexdigest()
-            facts = (decoder.model.sha256(), first, dataclasses.asdict(config) | {"checkpoint_seconds": None})
+            settings = dataclasses.asdict(config) | {"checkpoint_seconds": None}
+            facts = (decoder.model.sha256(), first, settings, objective.identity())
             self._fingerprint = fingerprint(facts, self.epochs, held_out)
             if self._path.exists():
                 self._resume(self._path)

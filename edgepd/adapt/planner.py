@@ -8,14 +8,16 @@ What this does not do: watch the memory while the run goes on.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from edgepd.adapt.allocator import Allocator, use
 from edgepd.adapt.batches import Supervised, micro_batches
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
@@ -29,6 +31,10 @@ MICRO_CHOICES = (512, 384, 256, 192, 128)  # tokens; more than 512 at once is sl
 GEMM_SHARE = 0.62
 DEQUANTISED_PER_SECOND = {"stream": 6e8, "fp16": 1.5e9, "fp32": 3e9}  # weights, both passes use them once
 PROBE_SHAPE = (512, 576, 1536)  # tokens, in, out of the product that is timed
+THRIFTY_COST = 1.16  # how much longer a step takes when each tensor is mapped anew (allocator.py)
+EXACT: tuple[Residency, ...] = ("stream", "fp32")
+ALLOCATORS: tuple[Allocator, ...] = ("fast", "thrifty")
+SHORTEST_CONTEXT = 128  # tokens; what serve.context_tokens may be at least
 DENSE_KINDS = ("scale", "gain")
 
 
@@ -41,6 +47,7 @@ class Plan:
     residency: Residency
     layers: int
     trained_layers: int
+    allocator: Allocator
     kept_layers: int  # uppermost layers that remember their activations; the others compute them again
     micro_tokens: int
     threads: int
@@ -55,6 +62,14 @@ class Plan:
     reasons: tuple[str, ...]
 
 
+class _Way(NamedTuple):
+    """A choice of what does not change the result, but for the number of layers that keep their activations."""
+
+    residency: Residency
+    allocator: Allocator
+    micro_tokens: int
+
+
 Sequences = Callable[[Encoded], Sequence[Supervised]]
 
 
@@ -65,13 +80,17 @@ class Request:
     decoder: Decoder
     rank: int
     epochs: Sequence[Sequence[Batch]]
-    held_out: Sequence[Encoded]
+    held_out: Sequence[Encoded]  # evaluated after each epoch
+    judged: Sequence[Encoded]  # evaluated once, at the end
     sequences: Sequences
     threads: int
     rss_bytes: int  # resident memory of the process as it is now
     budget_bytes: int
     gemm_flops: float  # of a plain product on this machine, per second
     seconds: float | None = None  # the steps are cut to what fits into this time
+    # What decides the result to the last bit; narrowed for a run that goes on.
+    micro_choices: tuple[int, ...] | None = None  # None: MICRO_CHOICES
+    residencies: tuple[Residency, ...] = EXACT  # fp16 rounds the weights, so it is never chosen unasked
 
 
 def plan(request: Request) -> Plan:
@@ -84,6 +103,17 @@ def plan(request: Request) -> Plan:
         raise TrainingError(_refusal(request))
     best = min(feasible, key=lambda found: (found.predicted_seconds, found.predicted_rss_mb))
     return _shortened(best, request.seconds)
+
+
+def residencies(setting: str) -> tuple[Residency, ...]:
+    """Return what the setting train.residency leaves to choose from."""
+    return {"stream": ("stream",), "fp16": ("fp16",), "fp32": ("fp32",)}.get(setting, EXACT)  # type: ignore[return-value]
+
+
+def carry_out(found: Plan, decoder: Decoder) -> None:
+    """Arrange the decoder and the process as planned; micro-batches and steps are the loop's."""
+    use(found.allocator)
+    decoder.arrange(residency=found.residency, kept_layers=found.kept_layers)
 
 
 def probe_gemm() -> float:
@@ -101,31 +131,35 @@ def probe_gemm() -> float:
 def _candidates(request: Request) -> Iterator[Plan]:
     decoder = request.decoder
     shapes = Shapes.of(decoder.model, decoder.architecture)
-    residencies: tuple[Residency, ...] = ("stream", "fp16", "fp32")
-    for micro_tokens in MICRO_CHOICES:
+    for micro_tokens in request.micro_choices or MICRO_CHOICES:
         load = _load(request, micro_tokens)
-        for residency in residencies:
-            yield from _with_kept_layers(request, shapes, load, residency, micro_tokens)
+        for residency, allocator in itertools.product(request.residencies, ALLOCATORS):
+            way = _Way(residency, allocator, micro_tokens)
+            yield from _with_kept_layers(request, shapes, load, way)
         if load.tokens > micro_tokens:
             return  # the longest sequence alone is larger, so smaller choices change nothing
 
 
-def _with_kept_layers(
-    request: Request, shapes: Shapes, load: Load, residency: Residency, micro_tokens: int
-) -> Iterator[Plan]:
+def _with_kept_layers(request: Request, shapes: Shapes, load: Load, way: _Way) -> Iterator[Plan]:
     """Give the plan that keeps as many layers as fit, and the one that keeps none."""
     trained = request.decoder.trained_layers
 
     def peak(kept: int) -> int:
-        added = peak_bytes(shapes, load, residency=residency, kept_layers=kept, trained_layers=trained)
-        return request.rss_bytes + added
+        return request.rss_bytes + peak_bytes(
+            shapes,
+            load,
+            residency=way.residency,
+            kept_layers=kept,
+            trained_layers=trained,
+            allocator=way.allocator,
+        )
 
     fitting = [kept for kept in range(trained + 1) if peak(kept) <= request.budget_bytes]
     for kept in {0, max(fitting, default=0)}:
-        yield _plan(request, shapes, residency, kept, micro_tokens, peak(kept))
+        yield _plan(request, shapes, way, kept, peak(kept))
 
 
-def _plan(request: Request, shapes: Shapes, residency: Residency, kept: int, micro_tokens: int, peak: int) -> Plan:
+def _plan(request: Request, shapes: Shapes, way: _Way, kept: int, peak: int) -> Plan:
     decoder, examples = request.decoder, _personal(request.epochs)
     trained, layers = decoder.trained_layers, decoder.architecture.layers
     batches = [batch for epoch in request.epochs for batch in epoch]
@@ -137,19 +171,22 @@ def _plan(request: Request, shapes: Shapes, residency: Residency, kept: int, mic
     flops = step_flops(
         shapes, tokens, supervised, length, kept_layers=kept, trained_layers=trained, dense_gradient=dense
     )
-    passes = sum(len(list(micro_batches(b.examples, micro_tokens, request.sequences))) for b in batches)
+    passes = sum(len(list(micro_batches(b.examples, way.micro_tokens, request.sequences))) for b in batches)
     weights = shapes.layer_weights * (layers + trained) + 2 * shapes.head_weights
-    checks = sum(len(e.tokens) for e in request.held_out) * (len(request.epochs) + 1)  # forward passes of the held-out
-    seconds = flops / (request.gemm_flops * GEMM_SHARE) + passes * weights / DEQUANTISED_PER_SECOND[residency]
+    checks = sum(len(e.tokens) for e in request.held_out) * (len(request.epochs) + 1)  # forward passes
+    checks += sum(len(e.tokens) for e in request.judged)
+    seconds = flops / (request.gemm_flops * GEMM_SHARE) + passes * weights / DEQUANTISED_PER_SECOND[way.residency]
+    seconds *= THRIFTY_COST if way.allocator == "thrifty" else 1.0
     seconds *= 1 + checks / max(1, 3 * tokens)
     return Plan(
         kind=str(decoder.kind),
         rank=request.rank,
-        residency=residency,
+        residency=way.residency,
+        allocator=way.allocator,
         layers=layers,
         trained_layers=trained,
         kept_layers=kept,
-        micro_tokens=micro_tokens,
+        micro_tokens=way.micro_tokens,
         threads=request.threads,
         examples=len(examples),
         tokens_per_epoch=sum(len(e.tokens) for e in examples),
@@ -159,11 +196,11 @@ def _plan(request: Request, shapes: Shapes, residency: Residency, kept: int, mic
         budget_mb=request.budget_bytes // MIB,
         predicted_tokens_per_second=tokens / seconds if seconds else 0.0,
         predicted_seconds=seconds,
-        reasons=_reasons(residency, kept, trained, micro_tokens),
+        reasons=_reasons(way, kept, trained),
     )
 
 
-def _reasons(residency: Residency, kept: int, trained: int, micro_tokens: int) -> tuple[str, ...]:
+def _reasons(way: _Way, kept: int, trained: int) -> tuple[str, ...]:
     """Say in sentences what the budget allowed."""
     weights = {
         "stream": "weights are dequantised whenever they are used",
@@ -173,7 +210,9 @@ def _reasons(residency: Residency, kept: int, trained: int, micro_tokens: int) -
     activations = f"the activations of {kept} of {trained} trained layers are kept, the others are computed again"
     if kept == trained:
         activations = "all activations are kept"
-    return weights[residency], activations, f"up to {micro_tokens} tokens are computed at a time"
+    memory = {"fast": "freed memory is kept for reuse", "thrifty": "freed memory is given back at once"}
+    size = f"up to {way.micro_tokens} tokens are computed at a time"
+    return weights[way.residency], activations, memory[way.allocator], size
 
 
 def _shortened(found: Plan, seconds: float | None) -> Plan:
@@ -189,7 +228,7 @@ def _shortened(found: Plan, seconds: float | None) -> Plan:
 def _load(request: Request, micro_tokens: int) -> Load:
     """Return the largest micro-batch that this choice leads to."""
     tokens = supervised = 0
-    sets = [batch.examples for epoch in request.epochs for batch in epoch] + [tuple(request.held_out)]
+    sets = [batch.examples for epoch in request.epochs for batch in epoch] + [(*request.held_out, *request.judged)]
     for examples in sets:
         for micro in micro_batches(examples, micro_tokens, request.sequences):
             rows = [sequence for example in micro for sequence in request.sequences(example)]
@@ -213,7 +252,9 @@ def _refusal(request: Request) -> str:
     reason = f"training needs {least.predicted_rss_mb} MiB of memory at least, but the budget is {least.budget_mb} MiB"
     longest = max(len(e.tokens) for e in _personal(request.epochs))
     for bound in (longest * 3 // 4, longest // 2, longest // 4):
-        shorter = replace(request, epochs=_only(request.epochs, bound), held_out=[])
+        if bound < SHORTEST_CONTEXT:
+            break
+        shorter = replace(request, epochs=_only(request.epochs, bound), held_out=[], judged=[])
         if _personal(shorter.epochs):
             nearest = min(_candidates(shorter), key=lambda found: found.predicted_rss_mb)
             if nearest.predicted_rss_mb <= nearest.budget_mb:

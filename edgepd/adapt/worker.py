@@ -38,6 +38,7 @@ from edgepd_quant.bake import bake
 from edgepd_quant.reader import GGUFFile
 
 PLAN_NAME = "plan.json"
+BOUNDS = ("memory_mb", "fast_seconds", "threads")  # settings that say what a run may take, not what it learns
 FREE_SHARE = 0.5  # of the memory that is free, where no budget is set
 SMOOTHING = 0.3  # weight of the newest step in the estimate of the time that is left
 
@@ -153,48 +154,67 @@ def _plan(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
     budget_mb = recipe.settings["memory_mb"]
     rss = _rss_bytes()
     free = rss + int(psutil.virtual_memory().available * FREE_SHARE)
+    directory = Path(job.checkpoint_dir)
+    learned = {name: value for name, value in recipe.settings.items() if name not in BOUNDS}
+    run = {"data_hash": job.data_hash, "base": job.base_sha256, "start": job.start_adapter, "settings": learned}
+    noted = None if job.plan_only else _noted(directory, run)
     request = planner.Request(
         decoder=decoder,
         rank=config.rank,
         epochs=recipe.epochs,
-        held_out=[*stopping_set(recipe, data), *data.held_out],
+        held_out=stopping_set(recipe, data),
+        judged=data.held_out,
         sequences=recipe.objective.sequences,
         threads=job.threads,
         rss_bytes=rss,
         budget_bytes=budget_mb * MIB if budget_mb else free,
         gemm_flops=planner.probe_gemm(),
+        residencies=planner.residencies(recipe.settings["residency"]),
         seconds=recipe.settings["fast_seconds"] if live else None,
     )
-    plan = planner.plan(request)
-    directory = Path(job.checkpoint_dir)
-    if job.plan_only:
-        return plan
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _settled(directory, job.data_hash, plan)
-
-
-def _settled(directory: Path, data_hash: str, plan: Plan) -> Plan:
-    """Take over steps and micro-batches of an interrupted run on the same data, else note those of this one."""
-    path = directory / PLAN_NAME
-    if (directory / CHECKPOINT_NAME).exists() and path.exists():
+    if noted is not None:
         try:
-            noted = json.loads(path.read_text(encoding="utf-8"))
-            if noted["data_hash"] == data_hash:
-                reasons = (*plan.reasons, "an interrupted run goes on")
-                return dataclasses.replace(
-                    plan, steps=int(noted["steps"]), micro_tokens=int(noted["micro_tokens"]), reasons=reasons
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"{path} is ignored: {error}", file=sys.stderr)
-    with replacing(path) as file:
-        noted = {"data_hash": data_hash, "steps": plan.steps, "micro_tokens": plan.micro_tokens}
-        file.write(json.dumps(noted).encode())
+            return _continued(request, noted)
+        except TrainingError as error:  # there is less memory than there was: the run begins anew
+            print(f"the interrupted run cannot go on: {error}", file=sys.stderr)
+    plan = planner.plan(request)
+    if not job.plan_only:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        noted = {"run": run, "steps": plan.steps, "micro_tokens": plan.micro_tokens, "residency": plan.residency}
+        with replacing(directory / PLAN_NAME) as file:
+            file.write(json.dumps(noted).encode())
     return plan
+
+
+def _noted(directory: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what was noted of the plan of an interrupted run that learns the same, if there is one."""
+    path = directory / PLAN_NAME
+    if not (directory / CHECKPOINT_NAME).exists() or not path.exists():
+        return None
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        found = {"steps": int(noted["steps"]), "micro_tokens": int(noted["micro_tokens"])}
+        return {**found, "residency": str(noted["residency"])} if noted["run"] == run else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path} is ignored: {error}", file=sys.stderr)
+        return None
+
+
+def _continued(request: planner.Request, noted: dict[str, Any]) -> Plan:
+    """Plan what is left to choose: all that gives the same numbers. Raises TrainingError if it does not fit."""
+    # fp16 rounds the weights; the others give the same numbers.
+    same = ("fp16",) if noted["residency"] == "fp16" else planner.EXACT
+    request = dataclasses.replace(request, seconds=None, micro_choices=(noted["micro_tokens"],), residencies=same)
+    plan = planner.plan(request)
+    steps = min(noted["steps"], plan.steps)
+    seconds = plan.predicted_seconds * steps / max(1, plan.steps)
+    reasons = (*plan.reasons, "an interrupted run goes on")
+    return dataclasses.replace(plan, steps=steps, predicted_seconds=seconds, reasons=reasons)
 
 
 def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -> TrainResult:
     """Run the loop as planned, on from the active live adapter if there is one that fits."""
-    decoder.arrange(residency=plan.residency, kept_layers=plan.kept_layers)
+    planner.carry_out(plan, decoder)
     config = dataclasses.replace(recipe.config, micro_tokens=plan.micro_tokens, max_steps=plan.steps)
     return train(
         decoder,
@@ -218,7 +238,7 @@ def _start(job: Job, decoder: Decoder, rank: int) -> Adapter | None:
     adapter = read_adapter(Path(job.start_adapter))
     trained = {delta.name for delta in decoder.deltas}
     ranks = [len(factors.a) for factors in adapter.tensors.values() if isinstance(factors, LowRank)]
-    return adapter if set(adapter.tensors) <= trained and max(ranks) <= rank else None
+    return adapter if set(adapter.tensors) <= trained and max(ranks, default=0) <= rank else None
 
 
 def _write(job: Job, decoder: Decoder, output: Path) -> dict[str, Any]:
@@ -240,6 +260,15 @@ def _rss_bytes() -> int:
 
 
 def _peak_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Linux hands ru_maxrss on to a child: where the daemon is larger than its trainer, it would be the daemon's.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

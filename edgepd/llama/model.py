@@ -62,6 +62,8 @@ class Model:
         self.n_ctx_train: int = llama_cpp.llama_model_n_ctx_train(self._pointer)
         self.n_embd: int = llama_cpp.llama_model_n_embd(self._pointer)
         self.bos_token: int = llama_cpp.llama_vocab_bos(self._vocab)
+        # What every sequence begins with: a begin-of-sequence token, or nothing.
+        self.opening: list[int] = [self.bos_token] if llama_cpp.llama_vocab_get_add_bos(self._vocab) else []
         self.eos_token: int = llama_cpp.llama_vocab_eos(self._vocab)
         eot: int = llama_cpp.llama_vocab_eot(self._vocab)
         # The token with which this model ends a turn; files without one end turns with end-of-sequence.
@@ -106,7 +108,7 @@ class Model:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the token ids of `text`; with `special`, control tokens in the text are recognised.
 
-        No begin-of-sequence token is added: the chat template says which special tokens a prompt has.
+        No begin-of-sequence token is added; see tokenize_prompt.
         Raises RequestError for a text that is not Unicode.
         """
         try:
@@ -120,6 +122,15 @@ class Model:
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
+
+    def tokenize_prompt(self, text: str) -> list[int]:
+        """Return the tokens of a whole prompt: control tokens recognised, and begun as the tokenizer wants it.
+
+        That is a begin-of-sequence token where the file asks for one and the text has none; without it Gemma, for one,
+        hardly understands what follows.
+        """
+        tokens = self.tokenize(text, special=True)
+        return [*self.opening, *tokens] if tokens[:1] != self.opening else tokens
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, control tokens included. Bytes that are not UTF-8 are replaced."""

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -81,12 +81,15 @@ def training_examples(conn: sqlite3.Connection, accepted_weight: float, *, undes
     return found
 
 
-def split(examples: Sequence[Example], held_out_fraction: float) -> tuple[list[Example], list[Example]]:
+def split(
+    examples: Sequence[Example], held_out_fraction: float, held_out_before: Collection[str] = ()
+) -> tuple[list[Example], list[Example]]:
     """Return (train, held_out), each in the order given.
 
     Examples that share a conversation or are near-identical form one group. Groups are ordered by their
-    newest example, and the newest ones are held out: at least 2 examples, and as close to `held_out_fraction`
-    of all as whole groups allow (of two equally close cuts, the one that trains on more). If that leaves less
+    newest example, and the newest ones are held out, after those with an id in `held_out_before`: at least 2
+    examples, and as close to `held_out_fraction` of all as whole groups allow (of two equally close cuts, the one
+    that trains on more); where half of that was held out before, no others are added. If that leaves less
     than half to train on, as with one long conversation, conversations are cut in time. If even so no cut
     leaves at least 2 held out and 1 to train on, held_out is empty.
     All of this counts desirable examples only. Undesirable ones are trained on, except for those in a group
@@ -98,20 +101,30 @@ def split(examples: Sequence[Example], held_out_fraction: float) -> tuple[list[E
         raise ValueError(f"held_out_fraction is {held_out_fraction}, but must lie between 0 and 1")
     desirable = sum(example.desirable for example in examples)
     target = max(MIN_HELD_OUT, math.floor(held_out_fraction * desirable + 0.5))
+    known = sum(example.desirable and example.id in held_out_before for example in examples)
+    if 2 * known >= target:  # half of what should be held out is enough, if that leaves the rest to be learned
+        target = max(MIN_HELD_OUT, min(target, known))
     groups = _groups(examples, by_conversation=True)
-    best = _newest(examples, groups, target)
+    best = _newest(examples, groups, target, held_out_before)
     if not best or len(best) > desirable / 2:
         groups = _groups(examples, by_conversation=False)
-        best = _newest(examples, groups, target)
+        best = _newest(examples, groups, target, held_out_before)
     out_of_training = {n for group in groups if group & best for n in group}
     train = [example for n, example in enumerate(examples) if n not in out_of_training]
     return train, [example for n, example in enumerate(examples) if n in best]
 
 
-def _newest(examples: Sequence[Example], groups: list[set[int]], target: int) -> set[int]:
-    """Return the desirable indices of the newest whole groups that come closest to `target`, or nothing."""
+def _newest(examples: Sequence[Example], groups: list[set[int]], target: int, preferred: Collection[str]) -> set[int]:
+    """Return the desirable indices of whole groups that come closest to `target`, or nothing.
+
+    Groups with a preferred id come first, and then the newest.
+    """
+
+    def rank(group: set[int]) -> tuple[bool, float, int]:
+        return any(examples[n].id in preferred for n in group), *max((examples[n].created_at, n) for n in group)
+
     wanted = [{n for n in group if examples[n].desirable} for group in groups]
-    wanted = sorted(filter(None, wanted), key=lambda group: max((examples[n].created_at, n) for n in group))
+    wanted = sorted(filter(None, wanted), key=rank)
     best: set[int] = set()
     held_out: set[int] = set()
     for group in reversed(wanted[1:]):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from edgepd.adapt import delta as module
-from edgepd.adapt.delta import Delta, LoRA, RowGain, Scale, Shift, VectorDelta, export_all, load_all, wrap
+from edgepd.adapt.delta import Delta, LoRA, RowGain, Scale, Shift, VectorDelta
+from edgepd.adapt.kinds import export_all, load_all, wrap
 from edgepd.adapt.linear import QuantLinear
 from edgepd.errors import TrainingError
 from edgepd_quant.adapter_file import Adapter, Kind, LowRank, Vector, read_adapter, write_adapter

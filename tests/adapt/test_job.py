@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from edgepd.adapt.job import Job, JobExample, Outcome, Progress, Refused, read_event, write_event
+from edgepd.adapt.job import Job, JobExample, Outcome, Planned, Progress, Refused, read_event, write_event
+from edgepd.config import Train
 from edgepd.errors import TrainingError
 
 EXAMPLE = JobExample("i_1", [{"role": "user", "content": "Grüß\n\ud83dx"}], "Good\u2028day", 0.5)
+EDIT = JobExample("i_2", [], "yes", rejected="no", reward=-0.5, conversation="c_1")
+UNWANTED = JobExample("i_3", [], "no", desirable=False)
 
 
 def job(**fields: Any) -> Job:
@@ -20,17 +24,16 @@ def job(**fields: Any) -> Job:
         "base": "/m/base.gguf",
         "base_sha256": "ab" * 32,
         "original": "/m/base.gguf",
+        "original_sha256": "ab" * 32,
         "current_model": "/m/base.gguf",
         "current_adapter": None,
         "output": "/g/live-1.gguf",
         "checkpoint_dir": "/r/live",
-        "train": [EXAMPLE],
+        "replay_dir": "/r/replay",
+        "train": [EXAMPLE, EDIT, UNWANTED],
         "held_out": [EXAMPLE, EXAMPLE],
         "data_hash": "cd" * 32,
-        "rank": 8,
-        "learning_rate": 2e-3,
-        "epochs": 6,
-        "seed": 0,
+        "settings": asdict(Train()),
         "threads": 2,
         "max_perplexity_rise": 0.02,
         "min_kept_gain": 0.9,
@@ -39,7 +42,14 @@ def job(**fields: Any) -> Job:
     return Job(**(values | fields))
 
 
-@pytest.mark.parametrize("given", [job(), job(kind="baked", current_adapter="/g/live-1.gguf", parent=7)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        job(),
+        job(kind="baked", current_adapter="/g/live-1.gguf", parent=7, plan_only=True),
+        job(start_adapter="/g/live-1.gguf"),
+    ],
+)
 def test_a_job_survives_the_pipe(given: Job) -> None:
     text = given.to_json()
     assert "\n" not in text
@@ -66,13 +76,14 @@ def test_a_job_with_a_field_that_is_not_known() -> None:
     "event",
     [
         Progress("load"),
-        Progress("train", 3, 18, 2.5, 120.0),
+        Progress("train", 3, 18, 2.5, 2.75, 120.0, 30.5, 512.0, "on battery"),
+        Planned({"kind": "lora", "predicted_rss_mb": 512, "reasons": ["all activations are kept"]}),
         Outcome(True, "it is better", {"held_out_after": 1.5, "steps": 18}, "ab" * 32, {"i_1": "too long"}),
         Outcome(False, "worse"),
         Refused("the base\nhas changed"),
     ],
 )
-def test_events_are_one_line_and_survive_the_pipe(event: Progress | Outcome | Refused) -> None:
+def test_events_are_one_line_and_survive_the_pipe(event: Progress | Planned | Outcome | Refused) -> None:
     line = write_event(event)
     assert "\n" not in line
     assert read_event(line + "\n") == event
@@ -95,6 +106,7 @@ def test_numbers_that_are_none_survive_too() -> None:
         '{"progress": {}}',
         '{"progress": {"stage": "load", "mood": 1}}',
         '{"news": {}}',
+        '{"planned": {}}',
         '{"progress": {"stage": "load"}, "refused": {"reason": "x"}}',
         '{"refused": null}',
         '{"refused": "x"}',

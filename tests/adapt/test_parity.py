@@ -28,6 +28,9 @@ from tests.tiny_archs import ARCHITECTURES, VOCABULARY, tiny_arch
 from tests.tiny_gguf import llama_logits
 
 KL_BOUND = 0.005  # nats per token; llama.cpp rounds activations to 8 bits, we do not
+# Gemma's few huge activations suffer most from that rounding: with the same weights written as F32, where llama.cpp
+# rounds nothing, the mean divergence over 256 tokens is 4e-7.
+GEMMA_KL_BOUND = 0.01
 EXACT_BOUND = 2e-4  # of a logit, where llama.cpp rounds nothing
 GELU_BOUND = 2e-2  # llama.cpp looks GELU up in a table of 16-bit values
 NEAR_TIE = 0.25  # of a logit; between closer ones rounding may decide
@@ -202,8 +205,8 @@ def gemma_path() -> Path:
 def test_real_gemma_agrees(gemma_path: Path) -> None:
     text = files("edgepd.adapt").joinpath("data/general.txt").read_text(encoding="utf-8")
     with Model(gemma_path, vocab_only=True) as vocabulary:
-        tokens = vocabulary.tokenize(text, special=False)[:96]
+        tokens = vocabulary.tokenize_prompt(text)[:96]
     reference = reference_logits(gemma_path, tokens)
     assert len(tokens) == 96
-    assert mean_kl(reference, our_logits(gemma_path, tokens)) <= KL_BOUND
-    assert mean_kl(reference, our_logits(gemma_path, tokens, embedding_scale=1.0)) > KL_BOUND
+    assert mean_kl(reference, our_logits(gemma_path, tokens)) <= GEMMA_KL_BOUND
+    assert mean_kl(reference, our_logits(gemma_path, tokens, local_rope_base=None)) > 2 * GEMMA_KL_BOUND

@@ -208,13 +208,12 @@ def test_the_next_fast_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> N
     with_parts(tmp_path, work)
 
 
-def test_the_child_gives_freed_memory_back(tmp_path: Path) -> None:
+def test_the_child_does_not_spin_for_long(tmp_path: Path) -> None:
     async def work(daemon: Parts) -> None:
         daemon.child_says(Refused("enough"))
         await daemon.ended()
         found = daemon.read("environment.json")
-        wanted = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "16777216", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-        assert found.items() >= {**wanted, "GOMP_SPINCOUNT": "10000"}.items()
+        assert found["GOMP_SPINCOUNT"] == "10000"
         assert "PATH" in found  # the rest is the daemon's own
 
     with_parts(tmp_path, work)

@@ -92,12 +92,21 @@ def test_the_normal_path_takes_the_newest_whatever_is_active() -> None:
     assert numbers(chosen.held_out) == list(range(91, 101))
 
 
-def test_the_fast_path_holds_out_its_newest() -> None:
+def test_the_fast_path_holds_out_the_newest_that_judged_before() -> None:
     train = Train(live_examples=16)
     chosen = choose(FOUND, generation(95.0, *range(1, 91)), "live", train)
-    assert (chosen.kind, numbers(chosen.held_out)) == ("live", [97, 98, 99, 100])
-    assert numbers(chosen.train)[-6:] == [91, 92, 93, 94, 95, 96]
+    assert (chosen.kind, numbers(chosen.held_out)) == ("live", [92, 93, 94, 95])
+    assert numbers(chosen.train)[-6:] == [91, 96, 97, 98, 99, 100]
     assert len(chosen.train) == 12
+
+
+def test_news_is_learned_at_once_and_judged_by_what_was_held_out_before() -> None:
+    """Generation 1 was trained on 0-8 at time 11.5 and judged by 9-11; 12-13 came afterwards."""
+    found = [example(n) for n in range(14)]
+    active = generation(11.5, *range(9))
+    chosen = choose(found, active, "live", Train())
+    assert numbers(chosen.held_out) == [9, 10, 11]
+    assert numbers(chosen.train) == [*range(9), 12, 13]
 
 
 @pytest.mark.parametrize("kind", ["live", "baked"])

@@ -135,6 +135,15 @@ def test_the_cut_nearest_to_the_share_is_taken_and_of_two_the_one_that_trains_on
     assert len(split(examples, 0.6)[1]) == 2
 
 
+def test_what_was_held_out_before_is_held_out_first_and_leaves_the_newest_to_training() -> None:
+    examples = [example(f"e{n}", at=n) for n in range(12)]
+    train, held_out = split(examples, 0.25, ["e5", "e6", "e7", "e8"])
+    assert ids(held_out) == ["e6", "e7", "e8"]
+    assert ids(train)[-3:] == ["e9", "e10", "e11"]
+    assert ids(split(examples, 0.25, ["e8"])[1]) == ["e8", "e10", "e11"], "one alone is too few"
+    assert ids(split(examples, 0.5, ["e6", "e7", "e8"])[1]) == ["e6", "e7", "e8"]
+
+
 def test_near_identical_examples_stay_together_across_conversations() -> None:
     examples = [
         example("old", text="It is  BLUE", at=1),

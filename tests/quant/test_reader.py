@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import subprocess
 import sys
@@ -135,6 +136,54 @@ def test_views_outlive_the_file_and_writing_to_them_does_not_reach_it(tmp_path: 
     view[:] = 5.0
     assert view.tolist() == [[5.0, 5.0, 5.0, 5.0]]
     assert path.read_bytes() == before
+
+
+def resident_bytes() -> int:
+    """How much of mapped files is in the memory of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile:"))
+    return int(line.split()[1]) * 1024
+
+
+def test_released_pages_leave_memory_and_come_back_when_read(tmp_path: Path) -> None:
+    rows = 4 << 20  # bytes
+    numbers = np.arange(rows // 4, dtype=np.float32).reshape(-1, 1024)
+    tensors = {"small": (np.ones((1, 8), np.float32), 0), "large": (numbers, 0), "last": (numbers[:1], 0)}
+    with GGUFFile.open(write_gguf(tmp_path / "m.gguf", {}, tensors)) as file:
+        view = file.rows("large")
+        before = resident_bytes()
+        total = int(view.sum(dtype=np.int64))
+        read = resident_bytes()
+        assert read - before > 0.8 * rows
+        file.release("large")
+        assert resident_bytes() < read - 0.8 * rows
+        assert int(view.sum(dtype=np.int64)) == total, "views stay valid"
+        for name in tensors:
+            file.release(name)
+            file.release(name)  # twice does no harm
+        assert file.f32("small").tolist() == [[1.0] * 8]
+        assert np.array_equal(file.f32("large"), numbers)
+        assert np.array_equal(file.f32("last"), numbers[:1])
+        with pytest.raises(ModelError, match="no tensor named 'blk'"):
+            file.release("blk")
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gguf(tmp_path / "m.gguf", {}, {"w": (np.ones((1, 4), dtype=np.float32), 0)})
+    reads: list[int] = []
+    pread = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        reads.append(offset)
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    with GGUFFile.open(path) as file:
+        assert reads == [], "opening does not hash"
+        assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+        first = len(reads)
+        assert first > 0
+        assert file.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert len(reads) == first
 
 
 def test_unknown_or_unsuitable_tensors_are_named(tmp_path: Path) -> None:

@@ -195,12 +195,12 @@ class Engine:
         """
         with self._used(version) as host:
             text = host.chat.template.render(messages, add_generation_prompt=True, tools=tools)
-            return host.model.tokenize(text, special=True)
+            return host.model.tokenize_prompt(text)
 
     def tokenize(self, version: Version, text: str) -> list[int]:
         """Return the tokens of a bare text, control tokens recognised."""
         with self._used(version) as host:
-            return host.model.tokenize(text, special=True)
+            return host.model.tokenize_prompt(text)
 
     def detokenize(self, version: Version, tokens: Sequence[int]) -> str:
         """Return the text of tokens. Raises RequestError for tokens that the model does not have."""

@@ -43,6 +43,9 @@ class AnchorKL(Objective):
             for anchor, own in zip(micro, torch.split(states, [anchor.supervised for anchor in micro]), strict=True):
                 self._base_states[anchor.tokens] = own.half()
 
+    def identity(self) -> object:
+        return [self.inner.identity(), self._weight, [(a.tokens, a.supervised_from) for a in self._anchors]]
+
     def sequences(self, example: Encoded) -> list[Supervised]:
         return self.inner.sequences(example)
 

@@ -34,6 +34,10 @@ class Objective(ABC):
         """
         del decoder, examples, micro_tokens
 
+    def identity(self) -> object:
+        """Return what decides the loss besides the examples, in a form that fits into JSON."""
+        return type(self).__name__
+
     @abstractmethod
     def sequences(self, example: Encoded) -> list[Supervised]:
         """Return what an example puts through the model with a gradient; nothing if it does not take part."""
