@@ -22,7 +22,8 @@ from torch import Tensor
 
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
-from edgepd.adapt.loop import Report, TrainConfig, TrainResult, learning_rate, train
+from edgepd.adapt.hyperparameters import TrainConfig, learning_rate
+from edgepd.adapt.loop import Report, TrainResult, train
 from edgepd.adapt.objectives import SFT
 from edgepd.adapt.planner import Plan, Request, as_dict, carry_out, plan, probe_gemm
 from edgepd.adapt.shaping import schedule

@@ -17,7 +17,7 @@ from typing import Any
 
 from _report import model_path
 
-from edgepd.config import Train
+from edgepd.settings import Train
 from edgepd_daemon.trainer import CHILD_ENVIRONMENT
 
 HERE = Path(__file__).parent

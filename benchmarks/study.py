@@ -35,7 +35,7 @@ from _trainers import THREADS
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.delta import Delta, VectorDelta
 from edgepd.adapt.examples import Encoded
-from edgepd.adapt.loop import TrainConfig
+from edgepd.adapt.hyperparameters import TrainConfig
 from edgepd_quant.reader import GGUFFile
 
 RESULTS = OUTPUT / "study.jsonl"

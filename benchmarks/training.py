@@ -20,7 +20,7 @@ from _random_gguf import SHAPES, write
 from _report import OUTPUT, Report, model_path, quick
 from _trainers import PEER_LEARNING_RATE, Refused, has_peer, of_length, ours, peer, specification
 
-from edgepd.config import Train
+from edgepd.settings import Train
 
 SMALL_MB, LARGE_MB = 600, 1600  # what training of the default model and of a 1B shape may take
 SAVING = "4x256, gradient checkpointing"  # which PEFT has to be asked for

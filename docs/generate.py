@@ -23,7 +23,8 @@ import click
 
 from edgepd import errors
 from edgepd.cli import main as command_line
-from edgepd.config import Declaration, Settings, declarations
+from edgepd.config import Declaration, declarations
+from edgepd.settings import Settings
 from edgepd_daemon.api.app import openapi_document
 from edgepd_profiles.store import Store
 

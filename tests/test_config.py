@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgepd.config import Settings, declarations, load, paths
+from edgepd.config import declarations, load, paths
 from edgepd.errors import ConfigError
+from edgepd.settings import Settings
 
 
 @pytest.fixture

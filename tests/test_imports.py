@@ -20,16 +20,17 @@ PACKAGES = ["edgepd", "edgepd_daemon", "edgepd_quant", "edgepd_profiles"]
 ARROWS: dict[str, set[str]] = {
     "edgepd": set(),
     "edgepd.errors": set(),
-    "edgepd.config": {"edgepd.errors"},
+    "edgepd.settings": set(),
+    "edgepd.config": {"edgepd.errors", "edgepd.settings"},
     "edgepd.atomic": {"edgepd.errors"},
     "edgepd.messages": set(),
     "edgepd.template": {"edgepd.errors", "edgepd.messages"},
-    "edgepd.llama": {"edgepd.errors", "edgepd.config"},
+    "edgepd.llama": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
     "edgepd.chat": {"edgepd.errors", "edgepd.llama", "edgepd.messages", "edgepd.template"},
     "edgepd.models": {"edgepd.errors", "edgepd.config", "edgepd.atomic"},
-    "edgepd.client": {"edgepd.errors", "edgepd.config"},
+    "edgepd.client": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
     "edgepd_quant": {"edgepd.errors", "edgepd.atomic"},
-    "edgepd_profiles": {"edgepd.errors", "edgepd.config"},
+    "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
 }
 SHARED = {
     "edgepd.errors",

@@ -9,8 +9,8 @@ import sys
 import click
 
 from edgepd import config
-from edgepd.config import Settings
 from edgepd.errors import ConfigError, EdgepdError
+from edgepd.settings import Settings
 from edgepd_daemon import service
 from edgepd_daemon.reload import LEVELS
 

@@ -28,7 +28,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from edgepd.config import Serve
+from edgepd.settings import Serve
 from edgepd_daemon.api.errors import RETRY_AFTER_SECONDS
 
 log = logging.getLogger(__name__)

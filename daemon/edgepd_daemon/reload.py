@@ -11,8 +11,9 @@ import dataclasses
 import logging
 from dataclasses import dataclass
 
-from edgepd.config import Settings, declarations
+from edgepd.config import declarations
 from edgepd.errors import ConfigError, RequestError
+from edgepd.settings import Settings
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.services import Services

@@ -20,9 +20,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 
-from edgepd.config import Paths, Settings
+from edgepd.config import Paths
 from edgepd.errors import EdgepdError
 from edgepd.models import Catalog
+from edgepd.settings import Settings
 from edgepd_daemon import listener
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.engine import Engine

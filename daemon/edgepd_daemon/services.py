@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgepd.config import Paths, Settings
+from edgepd.config import Paths
+from edgepd.settings import Settings
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.exchange import Exchanges
 from edgepd_daemon.generations import Generations

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepd.adapt.job import Event, Job, JobKind, Outcome, Planned, Progress, Refused, read_event
-from edgepd.config import Settings
 from edgepd.errors import ConflictError, EdgepdError, TrainingError
+from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job
 from edgepd_profiles import registry, runs

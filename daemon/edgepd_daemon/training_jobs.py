@@ -17,8 +17,8 @@ from pathlib import Path
 
 from edgepd.adapt.job import Job, JobExample, JobKind
 from edgepd.adapt.presets import applied, preset
-from edgepd.config import Settings, Train
 from edgepd.errors import TrainingError
+from edgepd.settings import Settings, Train
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.generations import Generations
 from edgepd_profiles import examples as example_rows

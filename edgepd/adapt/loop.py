@@ -23,39 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
-from edgepd.adapt.batches import MICRO_TOKENS
 from edgepd.adapt.checkpoint import Checkpoint, Progress, load, save
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
+from edgepd.adapt.hyperparameters import TrainConfig, adapt, learning_rate, optimizer
 from edgepd.adapt.objectives import SFT, Objective
 from edgepd.errors import TrainingError
-from edgepd_quant.adapter_file import Adapter, Kind
+from edgepd_quant.adapter_file import Adapter
 
 CHECKPOINT_NAME = "checkpoint.npz"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Hyper-parameters of one run."""
-
-    kind: Kind = "lora"
-    rank: int = 8
-    alpha: float = 16.0  # of 'lora': the delta counts alpha / rank times
-    rs_lora: bool = False  # alpha / sqrt(rank) instead
-    top_layers: int = 0  # only so many of the uppermost layers are trained; 0: all
-    learning_rate: float = 1.75e-3  # peak; that of 'scale' is best about six times higher
-    lora_plus: float = 1.0  # how many times faster the factors B learn; arXiv 2402.12354
-    max_steps: int | None = None  # ends the run before its epochs are over
-    micro_tokens: int = MICRO_TOKENS  # padded tokens per backward pass
-    weight_decay: float = 0.01
-    warmup_fraction: float = 0.1
-    constant_rate: bool = False  # after the warm-up, instead of half a cosine
-    clip_norm: float = 1.0
-    patience: int = 2  # epochs without a better held-out loss before the run stops
-    seed: int = 0  # of the initial factors
-    objective: str = "sft"  # this and the next tell a checkpoint of one objective from that of another
-    kl_weight: float = 0.0
-    checkpoint_seconds: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -164,18 +140,11 @@ class _Run:
         self._imitation = SFT()
         count = sum(len(epoch) for epoch in self.epochs)
         self.total_steps = count if config.max_steps is None else min(count, config.max_steps)
-        decoder.adapt(
-            config.kind,
-            rank=config.rank,
-            alpha=config.alpha,
-            seed=config.seed,
-            rs_lora=config.rs_lora,
-            top_layers=config.top_layers,
-        )
+        adapt(decoder, config)
         if start is not None:
             decoder.load(start)
         self._parameters = decoder.parameters
-        self._optimizer = _optimizer(decoder, config)
+        self._optimizer = optimizer(decoder, config)
         self.progress = Progress()
         self._best = parameters_to_vector(self._parameters).detach()
         self.ignored_checkpoint: str | None = None
@@ -274,16 +243,6 @@ class _Run:
             vector_to_parameters(vector.clone(), self._parameters)
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """Rate of the step after `step` steps: linear warm-up, then half a cosine down to zero after the last."""
-    warmup = max(1, round(config.warmup_fraction * total_steps))
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.constant_rate:
-        return config.learning_rate
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
-
-
 def fingerprint(facts: object, epochs: Sequence[Sequence[Batch]], held_out: Sequence[Encoded]) -> str:
     """Return a SHA-256 over everything that decides the outcome of a run; `facts` must fit into JSON."""
     content = [facts, [[dataclasses.asdict(b) for b in e] for e in epochs], [dataclasses.asdict(e) for e in held_out]]
@@ -298,12 +257,3 @@ def _useful(epoch: Sequence[Batch], objective: Objective) -> list[Batch]:
         weight = (imitation if batch.general else objective).weight
         found.append(Batch(tuple(e for e in batch.examples if weight(e) > 0), batch.general))
     return [batch for batch in found if batch.examples]
-
-
-def _optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for the factors B, which LoRA+ lets learn faster; all others learn at the plain rate."""
-    second = [p for delta in decoder.deltas for p in delta.parameters[1:]]
-    first = [p for delta in decoder.deltas for p in delta.parameters[:1]]
-    groups = [{"params": first, "faster": 1.0}, {"params": second, "faster": config.lora_plus}]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)

@@ -15,8 +15,8 @@ from typing import Any
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded, Example, Skipped, encode_all
 from edgepd.adapt.grouping import grouped
+from edgepd.adapt.hyperparameters import TrainConfig
 from edgepd.adapt.job import Job, JobExample
-from edgepd.adapt.loop import TrainConfig
 from edgepd.adapt.objectives import Objective, objective
 from edgepd.adapt.presets import applied, preset
 from edgepd.adapt.replay import encode_general, general_examples

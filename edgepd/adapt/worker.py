@@ -26,6 +26,7 @@ from edgepd.adapt.batches import held_out_loss
 from edgepd.adapt.cpu import compute_dtype
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.gate import Arm, Limits, judge
+from edgepd.adapt.hyperparameters import adapt
 from edgepd.adapt.job import Event, Job, Outcome, Planned, Progress, Refused, write_event
 from edgepd.adapt.loop import CHECKPOINT_NAME, TrainResult, train
 from edgepd.adapt.planner import MIB, Plan
@@ -142,14 +143,7 @@ def run(job: Job) -> Outcome | Planned:
 def _plan(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
     """Plan the run. One that was interrupted keeps what decides its result: the steps and how they are cut."""
     config, live = recipe.config, job.kind == "live"
-    decoder.adapt(
-        config.kind,
-        rank=config.rank,
-        alpha=config.alpha,
-        seed=config.seed,
-        rs_lora=config.rs_lora,
-        top_layers=config.top_layers,
-    )
+    adapt(decoder, config)
     trim()
     budget_mb = recipe.settings["memory_mb"]
     rss = _rss_bytes()

@@ -14,7 +14,8 @@ import torch
 from edgepd.adapt.batches import epoch_batches
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
-from edgepd.adapt.loop import TrainConfig, TrainResult, train
+from edgepd.adapt.hyperparameters import TrainConfig
+from edgepd.adapt.loop import TrainResult, train
 from edgepd.adapt.objectives import SFT
 from edgepd_quant.reader import GGUFFile
 from edgepd_quant.types import GGMLType

@@ -19,7 +19,7 @@ import torch
 
 from edgepd.adapt import planner, worker
 from edgepd.adapt.job import Event, Job, JobExample, Outcome, Progress
-from edgepd.config import Train
+from edgepd.settings import Train
 from edgepd_quant.types import GGMLType
 from tests.tiny_gguf import tiny_llama
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from edgepd.adapt.job import Job, JobExample, Outcome, Planned, Progress, Refused, read_event, write_event
-from edgepd.config import Train
 from edgepd.errors import TrainingError
+from edgepd.settings import Train
 
 EXAMPLE = JobExample("i_1", [{"role": "user", "content": "Grüß\n\ud83dx"}], "Good\u2028day", 0.5)
 EDIT = JobExample("i_2", [], "yes", rejected="no", reward=-0.5, conversation="c_1")

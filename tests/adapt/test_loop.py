@@ -16,8 +16,8 @@ import torch
 from edgepd.adapt.batches import MICRO_TOKENS, held_out_loss
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
+from edgepd.adapt.hyperparameters import TrainConfig, learning_rate
 from edgepd.adapt.linear import Residency
-from edgepd.adapt.loop import TrainConfig, learning_rate
 from edgepd.adapt.objectives import SFT
 from edgepd.errors import TrainingError
 from edgepd_quant.adapter_file import Adapter, Kind

@@ -25,8 +25,9 @@ from edgepd.adapt.batches import answer
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
 from edgepd.adapt.footprint import Load, Shapes, peak_bytes
+from edgepd.adapt.hyperparameters import TrainConfig
 from edgepd.adapt.linear import Residency
-from edgepd.adapt.loop import TrainConfig, train
+from edgepd.adapt.loop import train
 from edgepd.adapt.objectives import DPO, SFT
 from edgepd.adapt.planner import MIB, Plan, Request, as_dict, carry_out, plan, probe_gemm
 from edgepd.config import declarations

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from edgepd.adapt.presets import LEARNING_RATES, applied, preset
-from edgepd.config import Train, declarations
+from edgepd.config import declarations
 from edgepd.errors import ConfigError
+from edgepd.settings import Train
 
 OURS = dataclasses.asdict(Train())
 

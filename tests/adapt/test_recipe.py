@@ -15,8 +15,9 @@ from edgepd.adapt.examples import Encoded
 from edgepd.adapt.job import Job, JobExample, JobKind
 from edgepd.adapt.objectives import DPO, KTO, SFT, AnchorKL
 from edgepd.adapt.recipe import Data, make_recipe, prepare_data, read_settings, stopping_set
-from edgepd.config import Train, declarations
+from edgepd.config import declarations
 from edgepd.errors import ConfigError, TrainingError
+from edgepd.settings import Train
 from edgepd_quant.types import GGMLType
 from tests.adapt.helpers import random_examples, tiny_decoder
 from tests.tiny_gguf import tiny_llama

@@ -21,7 +21,8 @@ import torch
 
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch
-from edgepd.adapt.loop import CHECKPOINT_NAME, TrainConfig, TrainResult
+from edgepd.adapt.hyperparameters import TrainConfig
+from edgepd.adapt.loop import CHECKPOINT_NAME, TrainResult
 from edgepd.adapt.objectives import DPO, SFT, AnchorKL, Objective
 from edgepd_quant.adapter_file import Adapter
 from tests.adapt.helpers import (

@@ -19,8 +19,8 @@ import torch
 
 from edgepd.adapt.job import Event, Job, JobExample, JobKind, Outcome, Progress, Refused, read_event, write_event
 from edgepd.adapt.worker import run
-from edgepd.config import Train
 from edgepd.errors import TrainingError
+from edgepd.settings import Train
 from edgepd_quant.adapter_file import check_adapter, read_adapter
 from edgepd_quant.bake import scale_fields
 from edgepd_quant.reader import GGUFFile

@@ -25,8 +25,9 @@ import openai
 import uvicorn
 from fastapi import FastAPI
 
-from edgepd.config import Paths, Settings
+from edgepd.config import Paths
 from edgepd.errors import NotFoundError
+from edgepd.settings import Settings
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.types import Version
 from edgepd_daemon.exchange import Exchanges

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepd.config import Serve
+from edgepd.settings import Serve
 from edgepd_daemon.listener import listening
 from edgepd_daemon.protocol import Config
 from edgepd_daemon.server import Server

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edgepd.config import Settings
 from edgepd.errors import BusyError, ConfigError
+from edgepd.settings import Settings
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.engine.types import EngineStatus
 from tests.daemon.scripted import Scripted, scripted

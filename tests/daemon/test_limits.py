@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgepd.config import Serve
+from edgepd.settings import Serve
 from edgepd_daemon import protocol
 from edgepd_daemon.api.limits import Limits
 from tests.daemon.running import wait_for

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from edgepd import config
-from edgepd.config import Settings, declarations
+from edgepd.config import declarations
 from edgepd.errors import ConfigError
+from edgepd.settings import Settings
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.reload import CHANGEABLE, Reloaded, changeable, keep_alive_seconds, reload
 

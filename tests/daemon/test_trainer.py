@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgepd.adapt.job import Outcome, Planned, Progress, Refused
-from edgepd.config import Settings, Train
 from edgepd.errors import ConflictError, TrainingError
+from edgepd.settings import Settings, Train
 from edgepd_daemon.trainer import continued
 from tests.daemon.training_parts import Parts, correct, with_parts
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from edgepd.adapt.job import Job, JobExample
-from edgepd.config import Gate, Serve, Settings, Train
 from edgepd.errors import TrainingError
+from edgepd.settings import Gate, Serve, Settings, Train
 from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, fresh_and_replay, make_job
 from edgepd_profiles import feedback, interactions
 from edgepd_profiles.examples import Example, data_hash

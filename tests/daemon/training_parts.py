@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 
 from edgepd.adapt.job import Event, write_event
-from edgepd.config import Settings, Train, paths
+from edgepd.config import paths
+from edgepd.settings import Settings, Train
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.types import EngineStatus
 from edgepd_daemon.generations import Base, Generations

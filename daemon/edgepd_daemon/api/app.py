@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepd import __version__
-from edgepd.config import Serve
+from edgepd.settings import Serve
 from edgepd_daemon.api import errors, health, ollama, openai, own
 from edgepd_daemon.api.limits import Limits
 from edgepd_daemon.api.security import TcpGuard

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgepd.config import Serve
 from edgepd.errors import RequestError
+from edgepd.settings import Serve
 from edgepd_daemon.api.errors import refusal
 
 LINGER_SECONDS = 1.0  # for a client that goes on sending after it was refused, so that it gets to read why

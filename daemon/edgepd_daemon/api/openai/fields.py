@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgepd.config import Settings
 from edgepd.errors import RequestError
+from edgepd.settings import Settings
 from edgepd_daemon.api.common import INT32, client_of, refuse_half_characters, texts_in
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.ask import Ask
