@@ -115,6 +115,9 @@ class Train:
         1.75e-3, "peak learning rate of the live low-rank adapter", minimum=1e-7, maximum=1.0
     )
     scale_learning_rate: float = setting(1.1e-2, "peak learning rate of kind scale", minimum=1e-7, maximum=1.0)
+    superblock_learning_rate: float = setting(
+        6e-3, "the same where most weights are in superblocks of 256 (K-quants)", minimum=1e-7, maximum=1.0
+    )
     shift_learning_rate: float = setting(1e-3, "peak learning rate of kind shift", minimum=1e-7, maximum=1.0)
     gain_learning_rate: float = setting(1e-2, "peak learning rate of kind gain", minimum=1e-7, maximum=1.0)
     objective: str = setting(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
+from edgepd.adapt.adamw import AdamW
 from edgepd.adapt.batches import MICRO_TOKENS
 from edgepd.adapt.decoder import Decoder
 from edgepd_quant.adapter_file import Kind
@@ -52,13 +51,10 @@ def adapt(decoder: Decoder, config: TrainConfig) -> None:
     )
 
 
-def optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a group for the factors B, which LoRA+ lets learn faster; all others learn at the plain rate."""
-    second = [p for delta in decoder.deltas for p in delta.parameters[1:]]
-    first = [p for delta in decoder.deltas for p in delta.parameters[:1]]
-    groups = [{"params": first, "faster": 1.0}, {"params": second, "faster": config.lora_plus}]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+def optimizer(decoder: Decoder, config: TrainConfig) -> AdamW:
+    """AdamW for the decoder's deltas; with LoRA+ the factors B, always the second, learn faster."""
+    faster = [1.0 if n == 0 else config.lora_plus for delta in decoder.deltas for n in range(len(delta.parameters))]
+    return AdamW(decoder.parameters, faster, config.weight_decay)
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -172,8 +172,6 @@ class _Run:
     def step(self, batch: Batch) -> float:
         """Make one optimiser step on a batch and return its loss."""
         rate = learning_rate(self._config, self.progress.step, self.total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["faster"]
         objective, loss = self.objective_of(batch), 0.0
         for part in objective.parts(self._decoder, batch.examples, self.progress.step, self._config.micro_tokens):
             part.backward()  # type: ignore[no-untyped-call]
@@ -184,8 +182,7 @@ class _Run:
             raise TrainingError(
                 f"step {step}: loss {loss} with gradient norm {norm.item()} is not finite; lower the learning rate"
             )
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self._optimizer.step(rate)
         self.progress = dataclasses.replace(self.progress, batch=self.progress.batch + 1, step=step)
         return loss
 
@@ -210,12 +207,7 @@ class _Run:
         """Write the checkpoint, if there is a place for it."""
         if self._path is None:
             return
-        states = [self._optimizer.state[parameter] for parameter in self._parameters]
-        zeros = torch.zeros_like(self._best)
-        moments = (
-            torch.cat([state[name].flatten() for state in states]) if all(states) else zeros
-            for name in ("exp_avg", "exp_avg_sq")
-        )
+        moments = (parameters_to_vector(m) for m in (self._optimizer.exp_avg, self._optimizer.exp_avg_sq))
         vectors = (parameters_to_vector(self._parameters).detach(), *moments, self._best)
         save(self._path, Checkpoint(self._fingerprint, self.progress, *(vector.numpy() for vector in vectors)))
 
@@ -228,15 +220,9 @@ class _Run:
         self.progress = checkpoint.progress
         self._best = torch.from_numpy(checkpoint.best)
         self._set_parameters(torch.from_numpy(checkpoint.parameters))
-        sizes = [parameter.numel() for parameter in self._parameters]
-        first = torch.split(torch.from_numpy(checkpoint.exp_avg), sizes)
-        second = torch.split(torch.from_numpy(checkpoint.exp_avg_sq), sizes)
-        for parameter, mean, square in zip(self._parameters, first, second, strict=True):
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(checkpoint.progress.step)),
-                "exp_avg": mean.view_as(parameter).clone(),
-                "exp_avg_sq": square.view_as(parameter).clone(),
-            }
+        self._optimizer.steps = checkpoint.progress.step
+        vector_to_parameters(torch.from_numpy(checkpoint.exp_avg).clone(), self._optimizer.exp_avg)
+        vector_to_parameters(torch.from_numpy(checkpoint.exp_avg_sq).clone(), self._optimizer.exp_avg_sq)
 
     def _set_parameters(self, vector: Tensor) -> None:
         with torch.no_grad():

@@ -30,6 +30,7 @@ MICRO_CHOICES = (512, 384, 256, 192, 128)  # tokens; more than 512 at once is sl
 # Share of the speed of a plain product that training reaches; the rest are skinny products, norms and attention.
 GEMM_SHARE = 0.62
 DEQUANTISED_PER_SECOND = {"stream": 6e8, "fp16": 1.5e9, "fp32": 3e9}  # weights, both passes use them once
+SETTLED_PER_SECOND = 2.5e8  # weights that are dequantised for good before the first step
 PROBE_SHAPE = (512, 576, 1536)  # tokens, in, out of the product that is timed
 THRIFTY_COST = 1.16  # how much longer a step takes when each tensor is mapped anew (allocator.py)
 EXACT: tuple[Residency, ...] = ("stream", "fp32")
@@ -178,6 +179,7 @@ def _plan(request: Request, shapes: Shapes, way: _Way, kept: int, peak: int) -> 
     seconds = flops / (request.gemm_flops * GEMM_SHARE) + passes * weights / DEQUANTISED_PER_SECOND[way.residency]
     seconds *= THRIFTY_COST if way.allocator == "thrifty" else 1.0
     seconds *= 1 + checks / max(1, 3 * tokens)
+    seconds += 0.0 if way.residency == "stream" else shapes.layer_weights * layers / SETTLED_PER_SECOND
     return Plan(
         kind=str(decoder.kind),
         rank=request.rank,

@@ -17,7 +17,13 @@ from typing import Any
 from edgepd.errors import ConfigError
 
 # Settings of [train] that `learning_rate` stands for: a paper prints one for whatever it trains.
-LEARNING_RATES = ("live_learning_rate", "scale_learning_rate", "shift_learning_rate", "gain_learning_rate")
+LEARNING_RATES = (
+    "live_learning_rate",
+    "scale_learning_rate",
+    "superblock_learning_rate",
+    "shift_learning_rate",
+    "gain_learning_rate",
+)
 
 
 @dataclass(frozen=True)

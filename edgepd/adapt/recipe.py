@@ -17,6 +17,7 @@ from edgepd.adapt.examples import Batch, Encoded, Example, Skipped, encode_all
 from edgepd.adapt.grouping import grouped
 from edgepd.adapt.hyperparameters import TrainConfig
 from edgepd.adapt.job import Job, JobExample
+from edgepd.adapt.linear import QuantLinear
 from edgepd.adapt.objectives import Objective, objective
 from edgepd.adapt.presets import applied, preset
 from edgepd.adapt.replay import encode_general, general_examples
@@ -26,6 +27,7 @@ from edgepd.chat import ChatFormat
 from edgepd.errors import TrainingError
 from edgepd.llama import Model
 from edgepd_quant.adapter_file import Kind
+from edgepd_quant.types import BLOCK_SIZES
 
 # From this many training examples on, the newest share is set aside to stop early on. Fewer are too few to judge
 # by, and each of them is worth more as something to learn from.
@@ -36,6 +38,7 @@ PATIENCE = 2
 # A preference pulls on whole answers and not on each token, and has no optimum to come to rest in.
 PREFERENCE_RATE = 0.1  # of the learning rate for imitation
 PREFERENCES = ("dpo", "simpo", "kto", "apo-zero")
+SUPERBLOCK = 256  # weights that share a scale in K-quants
 KINDS: dict[str, Kind] = {"scale": "scale", "shift": "shift", "gain": "gain"}
 
 
@@ -110,7 +113,7 @@ def make_recipe(job: Job, settings: dict[str, Any], data: Data, decoder: Decoder
     name = settings["objective"]
     live = job.kind == "live"
     kind: Kind = "lora" if live else KINDS[settings["baked_kind"]]
-    rate = settings["live_learning_rate" if live else f"{kind}_learning_rate"]
+    rate = settings["live_learning_rate" if live else _rate_name(kind, decoder)]
     kl_weight = settings["kl_weight"] if data.general else 0.0
     config = TrainConfig(
         kind=kind,
@@ -154,6 +157,18 @@ def stopping_set(recipe: Recipe, data: Data) -> Sequence[Encoded]:
     Nothing in early shaping: there the general examples come last, and the state before them would always look better.
     """
     return [] if recipe.settings["shaping"] == "early" and data.general else data.stop_on
+
+
+def _rate_name(kind: Kind, decoder: Decoder) -> str:
+    """Return which setting is the learning rate; coarser blocks are moved by more weights, and take about half."""
+    linears = [linear for block in decoder.blocks for group in block.groups for linear in group.linears]
+    coarse = sum(linear.out_features * linear.in_features for linear in linears if _block(linear) == SUPERBLOCK)
+    total = sum(linear.out_features * linear.in_features for linear in linears)
+    return "superblock_learning_rate" if kind == "scale" and 2 * coarse > total else f"{kind}_learning_rate"
+
+
+def _block(linear: QuantLinear) -> int:
+    return BLOCK_SIZES[linear.qtype].elements
 
 
 def _wants_general(settings: dict[str, Any]) -> bool:
