@@ -222,7 +222,8 @@ def test_a_pair_is_two_sequences() -> None:
 def test_general_batches_are_work_but_not_examples() -> None:
     own = epochs_of(examples_of([100] * 12), 3)
     general = Batch(tuple(dataclasses.replace(e, id=f"general-{e.id}") for e in examples_of([100] * 4)), general=True)
-    plain, mixed = plan(request(epochs=own)), plan(request(epochs=[[general, *epoch] for epoch in own]))
+    both = (own, [[general, *epoch] for epoch in own])
+    plain, mixed = (plan(request(epochs=epochs, residencies=("stream",))) for epochs in both)
     assert (mixed.examples, mixed.tokens_per_epoch) == (plain.examples, plain.tokens_per_epoch) == (12, 1200)
     assert (mixed.steps, plain.steps) == (12, 9)
     assert mixed.predicted_seconds == pytest.approx(plain.predicted_seconds * 4 / 3)
