@@ -25,7 +25,7 @@ from edgepd.adapt.examples import Batch, Encoded
 from edgepd.adapt.hyperparameters import TrainConfig, learning_rate
 from edgepd.adapt.loop import Report, TrainResult, train
 from edgepd.adapt.objectives import SFT
-from edgepd.adapt.planner import Plan, Request, as_dict, carry_out, plan, probe_gemm
+from edgepd.adapt.planner import CAUTIOUS, Plan, Request, as_dict, carry_out, plan, probe_gemm
 from edgepd.adapt.shaping import schedule
 from edgepd.errors import TrainingError
 from edgepd_quant.reader import GGUFFile
@@ -70,6 +70,7 @@ def arrange(decoder: Decoder, spec: dict[str, Any], config: TrainConfig, epochs:
         rss_bytes=psutil.Process().memory_info().rss,
         budget_bytes=int(spec["memory_mb"] * 1e6) or psutil.virtual_memory().available // 2,
         gemm_flops=probe_gemm(),
+        used=CAUTIOUS,
     )
     found = plan(request)
     carry_out(found, decoder)

@@ -26,6 +26,7 @@ from edgepd.adapt.linear import Residency
 from edgepd.errors import TrainingError
 
 MIB = 1 << 20
+CAUTIOUS = 0.92  # share of a budget that is planned for, because predictions have been up to 10 % too low
 MICRO_CHOICES = (512, 384, 256, 192, 128)  # tokens; more than 512 at once is slower on CPUs, not faster
 # Share of the speed of a plain product that training reaches; the rest are skinny products, norms and attention.
 GEMM_SHARE = 0.62
@@ -88,6 +89,7 @@ class Request:
     rss_bytes: int  # resident memory of the process as it is now
     budget_bytes: int
     gemm_flops: float  # of a plain product on this machine, per second
+    used: float = 1.0  # share of the budget that a plan may fill
     seconds: float | None = None  # the steps are cut to what fits into this time
     # What decides the result to the last bit; narrowed for a run that goes on.
     micro_choices: tuple[int, ...] | None = None  # None: MICRO_CHOICES
@@ -99,7 +101,7 @@ def plan(request: Request) -> Plan:
 
     Raises TrainingError with the reason and the nearest plan that would fit, if none does.
     """
-    feasible = [candidate for candidate in _candidates(request) if candidate.predicted_rss_mb <= candidate.budget_mb]
+    feasible = [candidate for candidate in _candidates(request) if _fits(request, candidate)]
     if not feasible:
         raise TrainingError(_refusal(request))
     best = min(feasible, key=lambda found: (found.predicted_seconds, found.predicted_rss_mb))
@@ -155,7 +157,7 @@ def _with_kept_layers(request: Request, shapes: Shapes, load: Load, way: _Way) -
             allocator=way.allocator,
         )
 
-    fitting = [kept for kept in range(trained + 1) if peak(kept) <= request.budget_bytes]
+    fitting = [kept for kept in range(trained + 1) if peak(kept) <= request.budget_bytes * request.used]
     for kept in {0, max(fitting, default=0)}:
         yield _plan(request, shapes, way, kept, peak(kept))
 
@@ -200,6 +202,15 @@ def _plan(request: Request, shapes: Shapes, way: _Way, kept: int, peak: int) -> 
         predicted_seconds=seconds,
         reasons=_reasons(way, kept, trained),
     )
+
+
+def _fits(request: Request, found: Plan) -> bool:
+    return found.predicted_rss_mb <= found.budget_mb * request.used
+
+
+def _needed_mb(request: Request, found: Plan) -> int:
+    """Return the budget within which this plan fits."""
+    return math.ceil(found.predicted_rss_mb / request.used)
 
 
 def _reasons(way: _Way, kept: int, trained: int) -> tuple[str, ...]:
@@ -251,7 +262,8 @@ def _personal(epochs: Sequence[Sequence[Batch]]) -> list[Encoded]:
 def _refusal(request: Request) -> str:
     """Say why nothing fits, and what the nearest thing is that would."""
     least = min(_candidates(request), key=lambda found: found.predicted_rss_mb)
-    reason = f"training needs {least.predicted_rss_mb} MiB of memory at least, but the budget is {least.budget_mb} MiB"
+    needed = _needed_mb(request, least)
+    reason = f"training needs {needed} MiB of memory at least, but the budget is {least.budget_mb} MiB"
     longest = max(len(e.tokens) for e in _personal(request.epochs))
     for bound in (longest * 3 // 4, longest // 2, longest // 4):
         if bound < SHORTEST_CONTEXT:
@@ -259,14 +271,14 @@ def _refusal(request: Request) -> str:
         shorter = replace(request, epochs=_only(request.epochs, bound), held_out=[], judged=[])
         if _personal(shorter.epochs):
             nearest = min(_candidates(shorter), key=lambda found: found.predicted_rss_mb)
-            if nearest.predicted_rss_mb <= nearest.budget_mb:
+            if _fits(request, nearest):
                 left = f"{nearest.examples} of {least.examples} examples"
                 return (
                     f"{reason}; it would fit with examples of at most {bound} tokens ({left}, "
-                    f"{nearest.predicted_rss_mb} MiB): set serve.context_tokens={bound}, or allow more with "
-                    f"train.memory_mb={least.predicted_rss_mb}"
+                    f"{_needed_mb(request, nearest)} MiB): set serve.context_tokens={bound}, or allow more with "
+                    f"train.memory_mb={needed}"
                 )
-    return f"{reason}; set train.memory_mb={least.predicted_rss_mb}, a lower train.rank, or serve a smaller model"
+    return f"{reason}; set train.memory_mb={needed}, a lower train.rank, or serve a smaller model"
 
 
 def _only(epochs: Sequence[Sequence[Batch]], bound: int) -> list[list[Batch]]:

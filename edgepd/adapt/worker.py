@@ -41,6 +41,9 @@ from edgepd_quant.reader import GGUFFile
 PLAN_NAME = "plan.json"
 BOUNDS = ("memory_mb", "fast_seconds", "threads")  # settings that say what a run may take, not what it learns
 FREE_SHARE = 0.5  # of the memory that is free, where no budget is set
+# Of the learning rate, for an adapter that goes on. Most of what it is shown it knows: after a first run on a strong
+# style, a second one raised general perplexity from +1.8 % to +6.5 % at the full rate, and to +2.7 % at 0.3 of it.
+CONTINUED_RATE = 0.1
 SMOOTHING = 0.3  # weight of the newest step in the estimate of the time that is left
 
 
@@ -163,6 +166,7 @@ def _plan(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
         rss_bytes=rss,
         budget_bytes=budget_mb * MIB if budget_mb else free,
         gemm_flops=planner.probe_gemm(),
+        used=planner.CAUTIOUS,
         residencies=planner.residencies(recipe.settings["residency"]),
         seconds=recipe.settings["fast_seconds"] if live else None,
     )
@@ -209,7 +213,11 @@ def _continued(request: planner.Request, noted: dict[str, Any]) -> Plan:
 def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -> TrainResult:
     """Run the loop as planned, on from the active live adapter if there is one that fits."""
     planner.carry_out(plan, decoder)
-    config = dataclasses.replace(recipe.config, micro_tokens=plan.micro_tokens, max_steps=plan.steps)
+    start = _start(job, decoder, recipe.config.rank)
+    rate = recipe.config.learning_rate * (1.0 if start is None else CONTINUED_RATE)
+    config = dataclasses.replace(
+        recipe.config, learning_rate=rate, micro_tokens=plan.micro_tokens, max_steps=plan.steps
+    )
     return train(
         decoder,
         recipe.epochs,
@@ -218,7 +226,7 @@ def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -
         config,
         PipeReport(),
         checkpoint_dir=Path(job.checkpoint_dir),
-        start=_start(job, decoder, recipe.config.rank),
+        start=start,
     )
 
 

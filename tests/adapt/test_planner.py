@@ -377,3 +377,9 @@ def test_predicted_memory_is_what_a_run_takes(
     found = json.loads(done.stdout)
     assert found["steps"] == 2
     assert 0.9 <= found["predicted"] / found["measured"] <= 1.15, found
+
+
+def test_a_part_of_the_budget_can_be_left_alone() -> None:
+    found = plan(request(budget_bytes=700 * MIB, used=0.9))
+    assert (found.budget_mb, found.predicted_rss_mb <= 630) == (700, True)
+    assert least_budget(used=0.9) == pytest.approx(least_budget() / 0.9, abs=1)
