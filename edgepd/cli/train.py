@@ -29,6 +29,7 @@ PLAN_PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "steps": ("optimiser steps", str),
     "predicted_rss_mb": ("memory", lambda mb: f"{mb:.0f} MiB"),
     "budget_mb": ("memory allowed", lambda mb: f"{mb:.0f} MiB"),
+    "predicted_tokens_per_second": ("speed", lambda speed: f"{speed:.0f} tokens/s"),
     "predicted_seconds": ("time", lambda seconds: duration(seconds)),
 }
 
