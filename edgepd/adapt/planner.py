@@ -12,8 +12,8 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
 from edgepd.adapt.footprint import Load, Shapes, peak_bytes, step_flops
 from edgepd.adapt.linear import Residency
+from edgepd.config import declarations
 from edgepd.errors import TrainingError
 
 MIB = 1 << 20
@@ -36,7 +37,6 @@ PROBE_SHAPE = (512, 576, 1536)  # tokens, in, out of the product that is timed
 THRIFTY_COST = 1.16  # how much longer a step takes when each tensor is mapped anew (allocator.py)
 EXACT: tuple[Residency, ...] = ("stream", "fp32")
 ALLOCATORS: tuple[Allocator, ...] = ("fast", "thrifty")
-SHORTEST_CONTEXT = 128  # tokens; what serve.context_tokens may be at least
 DENSE_KINDS = ("scale", "gain")
 
 
@@ -110,7 +110,7 @@ def plan(request: Request) -> Plan:
 
 def residencies(setting: str) -> tuple[Residency, ...]:
     """Return what the setting train.residency leaves to choose from."""
-    return {"stream": ("stream",), "fp16": ("fp16",), "fp32": ("fp32",)}.get(setting, EXACT)  # type: ignore[return-value]
+    return EXACT if setting == "auto" else (cast(Residency, setting),)
 
 
 def carry_out(found: Plan, decoder: Decoder) -> None:
@@ -265,8 +265,9 @@ def _refusal(request: Request) -> str:
     needed = _needed_mb(request, least)
     reason = f"training needs {needed} MiB of memory at least, but the budget is {least.budget_mb} MiB"
     longest = max(len(e.tokens) for e in _personal(request.epochs))
+    shortest = declarations()["serve.context_tokens"].minimum or 0
     for bound in (longest * 3 // 4, longest // 2, longest // 4):
-        if bound < SHORTEST_CONTEXT:
+        if bound < shortest:
             break
         shorter = replace(request, epochs=_only(request.epochs, bound), held_out=[], judged=[])
         if _personal(shorter.epochs):
@@ -291,4 +292,4 @@ def _only(epochs: Sequence[Sequence[Batch]], bound: int) -> list[list[Batch]]:
 
 def as_dict(found: Plan) -> dict[str, Any]:
     """Return the plan as it is shown and stored."""
-    return {name: getattr(found, name) for name in Plan.__dataclass_fields__} | {"reasons": list(found.reasons)}
+    return asdict(found) | {"reasons": list(found.reasons)}

@@ -87,11 +87,6 @@ class _Tally:
     rounding_max: float = 0.0
 
 
-def scale_fields(qtype: GGMLType) -> tuple[int, ...]:
-    """Return the byte offsets of a block's fp16 scales. Raises AdapterError for types without such scales."""
-    return fields("scale", qtype)
-
-
 def fields(kind: Kind, qtype: GGMLType) -> tuple[int, ...]:
     """Return the byte offsets in a block of the numbers that hold a kind of HELD_BY.
 

@@ -22,7 +22,7 @@ from edgepd.adapt.worker import run
 from edgepd.errors import TrainingError
 from edgepd.settings import Train
 from edgepd_quant.adapter_file import check_adapter, read_adapter
-from edgepd_quant.bake import scale_fields
+from edgepd_quant.bake import fields
 from edgepd_quant.reader import GGUFFile
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 from tests.tiny_gguf import tiny_llama
@@ -107,7 +107,7 @@ def scale_bytes(path: Path) -> np.ndarray[Any, np.dtype[np.bool_]]:
             if len(info.shape) != 2 or not name.startswith("blk."):
                 continue
             block = BLOCK_SIZES[info.qtype].bytes
-            for field in scale_fields(info.qtype):
+            for field in fields("scale", info.qtype):
                 for byte in (0, 1):
                     mask[info.offset + field + byte : info.offset + info.nbytes : block] = True
     return mask

@@ -17,7 +17,7 @@ import pytest
 from edgepd.errors import AdapterError, FormatError, StoreError
 from edgepd_quant import bake as module
 from edgepd_quant.adapter_file import Adapter, Kind, LowRank, Vector
-from edgepd_quant.bake import bake, scale_fields
+from edgepd_quant.bake import bake, fields
 from edgepd_quant.reader import GGUFFile
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 from tests.tiny_gguf import llama_logits, tiny_llama, write_gguf
@@ -72,10 +72,10 @@ def test_only_scales_change_and_by_the_factor(tmp_path: Path, qtype: GGMLType) -
         for name in NAMES:
             info = file.tensors[name]
             for start in range(info.offset, info.offset + info.nbytes, block.bytes):
-                allowed |= {start + field + byte for field in scale_fields(qtype) for byte in (0, 1)}
+                allowed |= {start + field + byte for field in fields("scale", qtype) for byte in (0, 1)}
     assert set(changed.tolist()) <= allowed
     assert report.changed_bytes == len(changed) > 0
-    assert (report.tensors, report.blocks) == (2, len(allowed) // 2 // len(scale_fields(qtype)))
+    assert (report.tensors, report.blocks) == (2, len(allowed) // 2 // len(fields("scale", qtype)))
     assert 0 < report.mean_relative_rounding < 2**-12
     assert report.max_relative_rounding <= 2**-10  # 2**-11, and a little more where a scale is subnormal
     for name in NAMES:
@@ -174,7 +174,7 @@ def test_gains_change_scales_and_vectors_only(tmp_path: Path, qtype: GGMLType, m
             info = file.tensors[name]
             delta[name] = Vector(rng.normal(0, 0.3, info.shape[0]).astype(np.float32))
             block = BLOCK_SIZES[info.qtype].bytes
-            width, offsets = (block, (0,)) if qtype in (GGMLType.F16, GGMLType.F32) else (2, scale_fields(qtype))
+            width, offsets = (block, (0,)) if qtype in (GGMLType.F16, GGMLType.F32) else (2, fields("scale", qtype))
             if name not in NAMES:
                 width, offsets = 4, (0,)
             for start in range(info.offset, info.offset + info.nbytes, block):
