@@ -18,7 +18,7 @@ from typing import Any
 from _report import model_path
 
 from edgepd.settings import Train
-from edgepd_daemon.trainer import CHILD_ENVIRONMENT
+from edgepd_daemon.training_child import CHILD_ENVIRONMENT
 
 HERE = Path(__file__).parent
 PEER_PYTHON = Path("build/peft-venv/bin/python")

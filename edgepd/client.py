@@ -9,51 +9,32 @@ What this does not do: start the daemon, repeat a failed request, or interpret w
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
-from edgepd.errors import (
-    AdapterError,
-    BusyError,
-    ConfigError,
-    ConflictError,
-    ContextOverflowError,
-    DaemonNotRunningError,
-    EdgepdError,
-    ModelError,
-    NotFoundError,
-    RequestError,
-    StoreError,
-    TemplateError,
-    TrainingError,
-)
+from edgepd.client_errors import encoded, error_in, explained, parsed, segment
+from edgepd.errors import BusyError, DaemonNotRunningError, EdgepdError
 
 Json = dict[str, Any]
 Kind = Literal["live", "baked"]
+FeedbackKind = Literal["thumb", "edit", "preferred"]
 
 CONNECT_TIMEOUT_S = 5.0
+GENERATIONS = "/edgepd/v1/generations"
 NOT_SERVING = ("failed", "draining")  # what /healthz says when nothing more will be answered
-ERROR_CLASSES: dict[str, type[EdgepdError]] = {
-    kind.code: kind
-    for kind in (
-        *(ConfigError, RequestError, ContextOverflowError, NotFoundError, ConflictError, BusyError, ModelError),
-        *(TemplateError, AdapterError, TrainingError, StoreError, DaemonNotRunningError),
-    )
-}
 
 
 class Client:
     """A connection to the daemon that listens on `socket_path`. Use it as a context manager, or call `close()`.
 
-    `timeout` is in seconds and bounds the wait for an answer from every route but chat completions, which take as
-    long as the model needs. Methods raise DaemonNotRunningError if nobody listens, and the EdgepdError that the
-    daemon names if it refuses.
+    `timeout` is in seconds and bounds the wait for most answers. Chat completions, plans, and what copies, compares or
+    checks whole model files take as long as they need. Methods raise DaemonNotRunningError if nobody listens, and the
+    EdgepdError that the daemon names if it refuses.
     """
 
     def __init__(self, socket_path: Path, timeout: float = 60.0) -> None:
@@ -86,8 +67,8 @@ class Client:
         with self._explained():
             response = self._http.get("/healthz")
         if response.is_error and not _tells_health(response):
-            raise _error_in(response)
-        return _parse(response.text, "answer")
+            raise error_in(response)
+        return parsed(response.text, "answer")
 
     def status(self) -> Json:
         """Return what the daemon is doing: model, generation, engine, profile, training, memory, problems."""
@@ -110,7 +91,7 @@ class Client:
 
     def chat(self, request: Json) -> Json:
         """Return the whole answer to a chat completion request."""
-        body = _encoded(request | {"stream": False})
+        body = encoded(request | {"stream": False})
         return self._call("POST", "/v1/chat/completions", content=body, timeout=self._patient)
 
     def stream_chat(self, request: Json) -> Generator[Json, None, None]:
@@ -119,23 +100,23 @@ class Client:
         Closing the iterator closes the connection, which makes the daemon stop the answer. Raises the error that
         the daemon sends in the middle of a stream, and EdgepdError if the stream ends before its [DONE].
         """
-        body = _encoded(request | {"stream": True})
+        body = encoded(request | {"stream": True})
         with (
             self._explained(),
             self._http.stream("POST", "/v1/chat/completions", content=body, timeout=self._patient) as response,
         ):
             if response.is_error:
                 response.read()
-                raise _error_in(response)
+                raise error_in(response)
             for line in response.iter_lines():
                 if not line.startswith("data:"):
                     continue  # comments and blank lines keep a connection alive and carry nothing
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
-                event = _parse(data, "event")
+                event = parsed(data, "event")
                 if "error" in event:
-                    raise _explained_error(event["error"], response.status_code)
+                    raise explained(event["error"], response.status_code)
                 yield event
             raise EdgepdError(f"the daemon on {self.socket} broke off the answer; its log says why")
 
@@ -147,10 +128,14 @@ class Client:
         """Replace an answer by `text`. `interaction_id` may be "last". Returns {"interaction_id", "feedback"}."""
         return self._feedback({"interaction_id": interaction_id, "edit": text}, source)
 
-    def remove_feedback(self, interaction_id: str, kind: Literal["thumb", "edit"] | None = None) -> Json:
+    def prefer(self, winner: str, loser: str, source: str | None = None) -> Json:
+        """Say that the answer `winner` is better than `loser`. Returns {"interaction_id", "feedback"} of the winner."""
+        return self._feedback({"interaction_id": winner, "preferred_over": loser}, source)
+
+    def remove_feedback(self, interaction_id: str, kind: FeedbackKind | None = None) -> Json:
         """Take feedback back, all or one kind of it. Returns {"interaction_id", "removed"}."""
         params = {"kind": kind} if kind else {}
-        return self._call("DELETE", f"/edgepd/v1/feedback/{_segment(interaction_id)}", params=params)
+        return self._call("DELETE", f"/edgepd/v1/feedback/{segment(interaction_id)}", params=params)
 
     def interactions(self, limit: int = 20) -> list[Json]:
         """Return the newest interactions, newest first."""
@@ -158,23 +143,23 @@ class Client:
 
     def interaction(self, interaction_id: str) -> Json:
         """Return one interaction with its feedback. `interaction_id` may be "last"."""
-        return self._call("GET", f"/edgepd/v1/interactions/{_segment(interaction_id)}")
+        return self._call("GET", f"/edgepd/v1/interactions/{segment(interaction_id)}")
 
     def start_training(self, kind: Kind) -> Json:
         """Start a run and return it. Raises TrainingError or ConflictError if it cannot start."""
-        return dict(self._call("POST", "/edgepd/v1/training", content=_encoded({"kind": kind}))["run"])
+        return dict(self._call("POST", "/edgepd/v1/training", content=encoded({"kind": kind}))["run"])
 
     def plan_training(self, kind: Kind) -> Json:
         """Return what a run would do and cost. Raises TrainingError or ConflictError with the reason if it cannot be.
 
         The daemon starts the trainer for it, so the answer takes seconds, on a small machine many.
         """
-        body = _encoded({"kind": kind})
+        body = encoded({"kind": kind})
         return dict(self._call("POST", "/edgepd/v1/training/plan", content=body, timeout=self._patient)["plan"])
 
     def training(self, run_id: str | int) -> Json:
         """Return {"run", "progress"}; progress is null when there is none to tell."""
-        return self._call("GET", f"/edgepd/v1/training/{_segment(run_id)}")
+        return self._call("GET", f"/edgepd/v1/training/{segment(run_id)}")
 
     def training_runs(self) -> list[Json]:
         """Return all runs, newest first."""
@@ -182,33 +167,63 @@ class Client:
 
     def stop_training(self, run_id: str | int) -> Json:
         """Stop a run."""
-        return self._call("DELETE", f"/edgepd/v1/training/{_segment(run_id)}")
+        return self._call("DELETE", f"/edgepd/v1/training/{segment(run_id)}")
 
     def generations(self) -> Json:
         """Return {"active": id, "generations": [...]}."""
-        return self._call("GET", "/edgepd/v1/generations")
+        return self._call("GET", GENERATIONS)
+
+    def generation(self, generation: int) -> Json:
+        """Return {"generation", "lineage", "children", "verdict", "example_count", "model", "adapter"}."""
+        return self._call("GET", f"{GENERATIONS}/{generation}")
+
+    def diff_generations(self, a: int, b: int) -> Json:
+        """Return {"a", "b", "examples", "config", "scores", "tensors"}: what is different in `b`."""
+        return self._call("GET", f"{GENERATIONS}/{a}/diff/{b}", timeout=self._patient)
 
     def rollback(self, to: int | None = None) -> Json:
         """Go back to the previous generation, or to `to`. Returns {"active", "previous", "prepare_ms"}."""
-        body = {} if to is None else {"to": to}
-        return self._call("POST", "/edgepd/v1/generations/rollback", content=_encoded(body))
+        return self._post(f"{GENERATIONS}/rollback", {} if to is None else {"to": to})
 
     def activate(self, generation: int, expected: int | None = None) -> Json:
         """Make a generation the live one, if `expected` is live now (None: whichever is). Returns as `rollback`."""
-        body = {"generation": generation, "expected": expected}
-        return self._call("POST", "/edgepd/v1/generations/activate", content=_encoded(body))
+        return self._post(f"{GENERATIONS}/activate", {"generation": generation, "expected": expected})
+
+    def pin_generation(self, generation: int, pinned: bool) -> Json:
+        """Keep a generation's files whatever the retention rule says, or stop doing so. Returns the generation."""
+        return dict(self._post(f"{GENERATIONS}/{generation}/pin", {"pinned": pinned})["generation"])
+
+    def delete_generation(self, generation: int) -> Json:
+        """Delete a generation's files. Returns {"generation", "freed_bytes"}. Raises ConflictError if it is needed."""
+        return self._call("DELETE", f"{GENERATIONS}/{generation}", timeout=self._patient)
+
+    def import_generation(self, path: Path) -> Json:
+        """Copy an adapter or model file, named by its absolute path, into a new candidate and return that."""
+        return dict(self._post(f"{GENERATIONS}/import", {"path": str(path)})["generation"])
+
+    def merge_generations(
+        self, generations: Sequence[int], weights: Sequence[float] | None = None, rank: int | None = None
+    ) -> Json:
+        """Merge live generations of one model file into a new candidate and return that.
+
+        Without `weights` all count alike; without `rank` the merge is exact, and its rank the sum of theirs.
+        """
+        body = {"generations": [*generations], "weights": None if weights is None else [*weights], "rank": rank}
+        return dict(self._post(f"{GENERATIONS}/merge", body)["generation"])
+
+    def _post(self, path: str, body: Json) -> Json:
+        """Post to a route that may check or copy whole files, and so take as long as that takes."""
+        return self._call("POST", path, content=encoded(body), timeout=self._patient)
 
     def _feedback(self, body: Json, source: str | None) -> Json:
-        return self._call(
-            "POST", "/edgepd/v1/feedback", content=_encoded(body | ({"source": source} if source else {}))
-        )
+        return self._call("POST", "/edgepd/v1/feedback", content=encoded(body | ({"source": source} if source else {})))
 
     def _call(self, method: str, path: str, **options: Any) -> Json:
         with self._explained():
             response = self._http.request(method, path, **options)
         if response.is_error:
-            raise _error_in(response)
-        return _parse(response.text, "answer")
+            raise error_in(response)
+        return parsed(response.text, "answer")
 
     def _probe(self) -> None:
         """Raise OSError if nobody listens. httpcore would leak its socket then, and hide the reason."""
@@ -238,51 +253,8 @@ class Client:
             ) from error
 
 
-def _encoded(body: Json) -> bytes:
-    """Return a body as JSON. Raises RequestError for what JSON cannot hold: NaN, and arguments that are not UTF-8."""
-    try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except ValueError as error:
-        raise RequestError(f"the request cannot be sent: {error}") from error
-
-
-def _segment(value: str | int) -> str:
-    """Return an id as one part of a path. Ids are words; anything else cannot be known."""
-    text = str(value)
-    if not text.replace("-", "").replace("_", "").isalnum() or not text.isascii():
-        raise NotFoundError(f"{text[:80]!r} is not an id; ids consist of letters, digits, '-' and '_'")
-    return text
-
-
-def _parse(text: str, what: str) -> Json:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise EdgepdError(f"the daemon sent an {what} that is not JSON: {text[:200]!r}") from error
-    if not isinstance(value, dict):
-        raise EdgepdError(f"the daemon sent an {what} that is not a JSON object: {text[:200]!r}")
-    return value
-
-
 def _tells_health(response: httpx.Response) -> bool:
     try:
         return response.json()["status"] in NOT_SERVING
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _error_in(response: httpx.Response) -> EdgepdError:
-    try:
-        found = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        # Without JSON it was refused before it was looked at; 503 then means too many connections.
-        kind = BusyError if response.status_code == BusyError.http_status else EdgepdError
-        return kind(f"the daemon answered with status {response.status_code}: {response.text[:200]!r}")
-    return _explained_error(found, response.status_code)
-
-
-def _explained_error(found: Any, status: int) -> EdgepdError:
-    """Return the error that {"message", "code", ...} describes, as the class that it was in the daemon."""
-    if not isinstance(found, dict) or "message" not in found:
-        return EdgepdError(f"the daemon answered with status {status}: {str(found)[:200]!r}")
-    return ERROR_CLASSES.get(str(found.get("code")), EdgepdError)(str(found["message"]))

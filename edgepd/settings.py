@@ -87,7 +87,7 @@ class Train:
     fast_seconds: float = setting(
         12.0, "time that the training of a live adapter may take, gate not included", minimum=1, maximum=86_400
     )
-    min_examples: int = setting(6, "examples below which training is refused", minimum=2, maximum=100_000)
+    min_examples: int = setting(10, "examples below which training is refused", minimum=2, maximum=100_000)
     held_out_fraction: float = setting(
         0.25,
         "share of the newest examples that is never trained on and decides promotion",
@@ -164,11 +164,35 @@ class Train:
 class Gate:
     """What a candidate must show before it goes live."""
 
+    confidence: float = setting(
+        0.95, "how sure it must be that held-out answers became more likely", minimum=0.5, maximum=0.999
+    )
+    min_held_out: int = setting(
+        5, "answers that are set aside at least to judge by; five are the fewest that can be 95 % sure", minimum=2
+    )
     max_perplexity_rise: float = setting(
         0.02, "largest tolerated relative rise of perplexity on the bundled general text", minimum=0, maximum=1
     )
+    max_kl: float = setting(
+        0.05, "largest tolerated divergence from the base on the bundled general text, in nats per token", minimum=0
+    )
+    max_verifiable_drop: float = setting(
+        0.02,
+        "largest tolerated loss on prompts whose answers can be verified, as a share of them",
+        minimum=0,
+        maximum=1,
+    )
     min_kept_gain: float = setting(
         0.9, "share of a live adapter's gain that a baked file must keep to replace it", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of the generations that do not serve any more."""
+
+    retired: int = setting(
+        5, "retired generations whose files are kept, besides pinned ones and the way back", minimum=1, maximum=1000
     )
 
 
@@ -187,5 +211,6 @@ class Settings:
     serve: Serve = Serve()
     train: Train = Train()
     gate: Gate = Gate()
+    keep: Keep = Keep()
     log: Log = Log()
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -24,19 +24,22 @@ ARROWS: dict[str, set[str]] = {
     "edgepd.config": {"edgepd.errors", "edgepd.settings"},
     "edgepd.atomic": {"edgepd.errors"},
     "edgepd.messages": set(),
+    "edgepd.secrets": {"edgepd.errors"},
     "edgepd.template": {"edgepd.errors", "edgepd.messages"},
     "edgepd.llama": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
     "edgepd.chat": {"edgepd.errors", "edgepd.llama", "edgepd.messages", "edgepd.template"},
     "edgepd.models": {"edgepd.errors", "edgepd.config", "edgepd.atomic"},
-    "edgepd.client": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
+    "edgepd.client_errors": {"edgepd.errors"},
+    "edgepd.client": {"edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.client_errors"},
     "edgepd_quant": {"edgepd.errors", "edgepd.atomic"},
-    "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.settings"},
+    "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.secrets", "edgepd.settings"},
 }
 SHARED = {
     "edgepd.errors",
     "edgepd.config",
     "edgepd.atomic",
     "edgepd.messages",
+    "edgepd.secrets",
     "edgepd.template",
     "edgepd.llama",
     "edgepd.chat",
@@ -46,7 +49,7 @@ ARROWS["edgepd.adapt"] = SHARED
 ARROWS["edgepd.intent"] = SHARED
 ARROWS["edgepd_daemon"] = set(ARROWS) | {"edgepd.adapt", "edgepd.intent"}
 ARROWS["edgepd.cli"] = {
-    *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.client", "edgepd.models", "edgepd.template"),
+    *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.client", "edgepd.models", "edgepd.template"),
     *("edgepd_quant", "edgepd_daemon"),
 }
 ARROWS["edgepd.__main__"] = {"edgepd.cli"}

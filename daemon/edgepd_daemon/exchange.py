@@ -28,6 +28,7 @@ from edgepd_profiles import interactions
 from edgepd_profiles.interactions import Interaction
 
 SAVE_SECONDS = 1.0  # how often a streaming answer is saved
+WHOLE = ("stop", "length")  # reasons with which an answer has come to its own end
 STATE_OF_REASON = {"stop": "done", "length": "done", "cancelled": "cancelled"}
 
 Observer = Callable[[Timings | None, str], None]
@@ -137,9 +138,22 @@ class Exchanges:
         version = await asyncio.to_thread(self._generations.resolve, ask.model)
         prompt = await asyncio.to_thread(prepare, self._engine, version, ask)
         model_id = self._generations.model_id(version)
-        exchange = Exchange(self._engine, self._recorder, self._observe, ask, version, model_id, prompt)
+        exchange = Exchange(self._engine, self._recorder, self._observer(version), ask, version, model_id, prompt)
         exchange.submit()
         return exchange
+
+    def _observer(self, version: Version) -> Observer:
+        """Return an observer that also counts answers that came to their end for the health of their generation.
+
+        One that was cancelled shows less; and it counts whether it is stored in the profile or not.
+        """
+
+        def observe(timings: Timings | None, why: str) -> None:
+            self._observe(timings, why)
+            if why in WHOLE:
+                self._generations.answered(version)
+
+        return observe
 
 
 class Exchange:

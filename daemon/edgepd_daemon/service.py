@@ -26,6 +26,7 @@ from edgepd.models import Catalog
 from edgepd.settings import Settings
 from edgepd_daemon import listener
 from edgepd_daemon.api.app import create_app
+from edgepd_daemon.booting import Boot
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.saved import SavedStates
 from edgepd_daemon.engine.types import EngineSizes
@@ -61,9 +62,13 @@ async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
         base = await asyncio.to_thread(find_base, settings, paths)
         store = stack.enter_context(Store.open(paths.profile))
         close_what_was_interrupted(store)
+        # So early that whatever else ends before it: only then was the end a clean one.
+        boot = stack.enter_context(Boot(store, base.sha256))
         renderer = stack.enter_context(closing(Renderer()))
         engine = stack.enter_context(start_engine(settings, paths, renderer))
-        generations = Generations(store, engine, base, paths.generations_dir)
+        generations = Generations(store, engine, base, paths.generations_dir, run=boot)
+        generations.keep_retired = settings.keep.retired
+        stack.callback(generations.close)
         await asyncio.to_thread(generations.boot)
         trainer = await stack.enter_async_context(start_trainer(store, generations, settings, paths))
         recorder = Recorder(store, enabled=settings.log.interactions)
@@ -85,6 +90,7 @@ async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
         await serve(services, sockets, notifier)
         log.info("stopping")
         if not engine.alive:
+            boot.clean = False
             raise EdgepdError("the engine has died; the log says why; start the daemon again")
 
 

@@ -1,9 +1,10 @@
 """Supervision of training: one child process at a time, from the choice of examples to the switch.
 
 The idea: `start` picks the examples, starts the child and returns; a task follows the child's events and, when it
-reports a candidate that passed the gate, makes it the active generation. `plan` asks a child what a run would cost.
-Invariants: at most one child is there; one that dies, however it dies, leaves the profile with a finished run and the
-old generation serving.
+reports a candidate that passed the gate, makes it the active generation. A live one is then reviewed by the same child
+while it serves already; if that finds abilities lost, the generation is withdrawn. `plan` asks a child what a run would
+cost. Invariants: at most one child is there; one that dies, however it dies, leaves the profile with a finished run,
+and the old generation serving unless the new one had passed.
 What this does not do: choose examples (see training_jobs.py), decide when to train, or limit what the child may use of
 the machine.
 """
@@ -13,18 +14,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
-import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepd.adapt.job import Event, Job, JobKind, Outcome, Planned, Progress, Refused, read_event
+from edgepd.adapt.job import Job, JobKind, Outcome, Planned, Progress, Refused, Reviewed
 from edgepd.errors import ConflictError, EdgepdError, TrainingError
 from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
-from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job
+from edgepd_daemon.training_child import WORKER, end, events, how_it_ended, kill, spawn
+from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, taught_to
 from edgepd_profiles import registry, runs
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.rows import finite
@@ -33,15 +33,6 @@ from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
 
-# -P: a json.py in the working directory must not be taken for the standard one.
-WORKER = (sys.executable, "-P", "-m", "edgepd.adapt.worker")
-EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # longest line that a child may write
-CHILD_ENVIRONMENT = {
-    # How long a thread of torch or llama.cpp that waits for the others spins before it sleeps. By default that is 30
-    # times longer, which on a busy machine wastes most of the time that nice 19 leaves; without any spinning
-    # (OMP_WAIT_POLICY PASSIVE) training on an idle machine takes 1.7 times as long.
-    "GOMP_SPINCOUNT": "10000",
-}
 STOP_SECONDS = 5.0  # what a child gets to end by itself before it is killed
 PLAN_SECONDS = 120.0  # within which a plan must be there; loading torch alone takes ten on a small board
 KEPT = ("loss", "held_out_loss", "tokens_per_second", "rss_mb")  # numbers that hold until there are newer ones
@@ -56,6 +47,7 @@ class _Running:
     process: asyncio.subprocess.Process
     follower: asyncio.Task[None]
     progress: Progress | None = None
+    promoted: Generation | None = None  # the run has its result, and the child only reviews it
 
 
 class Trainer:
@@ -92,29 +84,34 @@ class Trainer:
         async with self._starting:
             active, chosen = await self._prepare(kind)
             job = await self._job(active, chosen, "plan", plan_only=True)
-            process = self._planning = await self._spawn()
+            process = self._planning = await spawn(self._worker)
             try:
                 async with asyncio.timeout(PLAN_SECONDS):
-                    last = [event async for event in _events(process, job) if not isinstance(event, Progress)]
+                    last = [event async for event in events(process, job) if not isinstance(event, Progress)]
             except TimeoutError as error:
                 raise TrainingError(f"the trainer had no plan within {PLAN_SECONDS:.0f} s; try again later") from error
             finally:
                 self._planning = None
-                await _end(process)
+                await end(process)
         if last and isinstance(last[-1], Planned):
             return dict(finite(last[-1].plan))
         if last and isinstance(last[-1], Refused):
             raise TrainingError(last[-1].reason)
-        raise TrainingError(f"the trainer {_how_it_ended(process)} before it had a plan")
+        raise TrainingError(f"the trainer {how_it_ended(process)} before it had a plan")
 
     async def start(self, kind: JobKind) -> Run:
-        """Start a run. Raises ConflictError if one is going on, TrainingError if there is too little to learn."""
+        """Start a run. Raises ConflictError if one is going on, TrainingError if there is too little to learn.
+
+        The review of the run before is broken off: what is newer will be reviewed in its turn.
+        """
         async with self._starting:
             active, chosen = await self._prepare(kind)
+            if self._running is not None:
+                await self.stop(self._running.run.id)
             run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, active.id)))
             try:
                 job = await self._job(active, chosen, f"{kind}-{run.id}")
-                process = await self._spawn()
+                process = await spawn(self._worker)
             except Exception as error:
                 await self._finish(run, "failed", str(error))
                 raise
@@ -126,7 +123,7 @@ class Trainer:
     async def stop(self, run_id: int | None = None) -> None:
         """Stop that run, or whatever is going on, planning too. Raises ConflictError if `run_id` is another one."""
         if run_id is None and self._planning is not None:
-            _kill(self._planning)
+            kill(self._planning)
             async with self._starting:  # which it holds to its end
                 pass
         running = self._running
@@ -138,79 +135,97 @@ class Trainer:
             running.process.terminate()
         done, _ = await asyncio.wait([running.follower], timeout=STOP_SECONDS)
         if not done:
-            _kill(running.process)
+            kill(running.process)
             await running.follower
 
     async def _prepare(self, kind: JobKind) -> tuple[Generation, Chosen]:
         """Return what serves now and what to learn. Raises as `start`."""
-        if self._running is not None:
+        if self._running is not None and self._running.promoted is None:
             raise ConflictError(f"training run {self._running.run.id} is going on; wait for its end")
-        train = self.settings.train
+        settings = self.settings
         active = await asyncio.to_thread(self._generations.active)
-        found = await asyncio.to_thread(find_examples, self._store, train)
-        return active, await asyncio.to_thread(choose, found, active, kind, train)
+        taught = taught_to(active, await asyncio.to_thread(self._generations.listing))
+        found = await asyncio.to_thread(find_examples, self._store, settings.train)
+        return active, await asyncio.to_thread(choose, found, active, taught, kind, settings)
 
     async def _job(self, active: Generation, chosen: Chosen, name: str, *, plan_only: bool = False) -> Job:
         parts = (self._generations, active, chosen, self.settings, self._places)
         return await asyncio.to_thread(make_job, *parts, name, plan_only=plan_only)
-
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        """Start a child that waits for its job. Raises TrainingError."""
-        try:
-            return await asyncio.create_subprocess_exec(
-                *self._worker,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=EVENT_LIMIT_BYTES,
-                env=os.environ | CHILD_ENVIRONMENT,
-            )
-        except OSError as error:
-            raise TrainingError(f"the trainer could not be started: {error}") from error
 
     async def _follow(self) -> None:
         """Send the job, follow the child to its end, and record what came of it."""
         running = self._running
         if running is None:
             raise RuntimeError("there is no run to follow")
-        last: Outcome | Refused | None = None
+        concluded = False
         try:
-            async for event in _events(running.process, running.job):
+            async for event in events(running.process, running.job):
                 if isinstance(event, Progress):
                     running.progress = continued(running.progress, event)
-                elif not isinstance(event, Planned):
-                    last = event
-            await self._conclude(running, last)
+                elif isinstance(event, Reviewed):
+                    await self._reviewed(running, event)
+                elif not isinstance(event, Planned) and not concluded:
+                    concluded = True  # whatever comes of it: a run is finished once
+                    await self._conclude(running, event)
+            if not concluded:
+                await self._broke_off(running)
         except EdgepdError as error:
             log.error("training run %d: %s", running.run.id, error)
-            await self._finish(running.run, "failed", str(error))
+            await self._fail(running.run, str(error))
         except Exception:  # noqa: BLE001 - the edge of the task: the run must not look as if it went on
             log.exception("training run %d", running.run.id)
-            await self._finish(running.run, "failed", "unexpected failure; the daemon's log has the details")
+            await self._fail(running.run, "unexpected failure; the daemon's log has the details")
         finally:
-            await _end(running.process)
+            await end(running.process)
             self._running = None
 
-    async def _conclude(self, running: _Running, last: Outcome | Refused | None) -> None:
+    async def _conclude(self, running: _Running, result: Outcome | Refused) -> None:
+        """Record what a child has come to; what passed becomes active."""
         run, job = running.run, running.job
         output = Path(job.output)
-        if last is None:
+        if isinstance(result, Refused):
             output.unlink(missing_ok=True)
-            killed = (running.process.returncode or 0) < 0
-            reason = f"the trainer {_how_it_ended(running.process)} before it had a result"
-            await self._finish(run, "interrupted" if killed else "failed", reason)
-        elif isinstance(last, Refused):
-            output.unlink(missing_ok=True)
-            await self._finish(run, "failed", last.reason)
+            await self._finish(run, "failed", result.reason)
+            return
+        generation = await asyncio.to_thread(self._register, run, job, result)
+        numbers = dict(result.scores)
+        if result.promoted:
+            await asyncio.to_thread(self._generations.note_probed, generation)  # the gate has opened it
+            switched = await asyncio.to_thread(self._generations.activate, generation.id, job.parent)
+            numbers["prepare_ms"] = switched.prepare_ms
+            running.promoted = generation
         else:
-            generation = await asyncio.to_thread(self._register, run, job, last)
-            numbers = dict(last.scores)
-            if last.promoted:
-                switched = await asyncio.to_thread(self._generations.activate, generation.id, job.parent)
-                numbers["prepare_ms"] = switched.prepare_ms
-            else:
-                output.unlink(missing_ok=True)
-            state = "promoted" if last.promoted else "rejected"
-            await self._finish(run, state, last.reason, generation.id, numbers)
+            output.unlink(missing_ok=True)
+        state = "promoted" if result.promoted else "rejected"
+        await self._finish(run, state, result.reason, generation.id, numbers)
+
+    async def _reviewed(self, running: _Running, review: Reviewed) -> None:
+        """Add what was measured of a generation that serves already, and withdraw it if it must not."""
+        if running.promoted is None:
+            raise TrainingError("the trainer reviewed a candidate that was not promoted")
+        generation = running.promoted.id
+        await asyncio.to_thread(self._generations.note_scores, generation, dict(finite(review.scores)))
+        if review.kept:
+            log.info("generation %d was reviewed: %s", generation, review.reason)
+        else:
+            log.warning("generation %d is withdrawn: %s", generation, review.reason)
+            await asyncio.to_thread(self._generations.withdraw, generation, review.reason)
+
+    async def _broke_off(self, running: _Running) -> None:
+        """Record the end of a child that came to no result."""
+        Path(running.job.output).unlink(missing_ok=True)
+        killed = (running.process.returncode or 0) < 0
+        reason = f"the trainer {how_it_ended(running.process)} before it had a result"
+        await self._finish(running.run, "interrupted" if killed else "failed", reason)
+
+    async def _fail(self, run: Run, reason: str) -> None:
+        """Record a failure, unless the run has its result and only what came after it failed."""
+        if (await asyncio.to_thread(self._stored, run)).state == "running":
+            await self._finish(run, "failed", reason)
+
+    def _stored(self, run: Run) -> Run:
+        with self._store.read() as conn:
+            return runs.get_run(conn, run.id)
 
     def _register(self, run: Run, job: Job, outcome: Outcome) -> Generation:
         """Add the result to the registry as a candidate, or as rejected with its numbers."""
@@ -255,36 +270,3 @@ def continued(before: Progress | None, now: Progress) -> Progress:
 def progress_fields(progress: Progress | None) -> dict[str, Any] | None:
     """Return progress as the API shows it. A loss that is not a number any more is null, as JSON has no other way."""
     return dict(finite(asdict(progress))) if progress else None
-
-
-async def _events(process: asyncio.subprocess.Process, job: Job) -> AsyncGenerator[Event, None]:
-    """Send the job and yield what the child says until it has ended. Raises TrainingError for what is no event."""
-    if process.stdin is None or process.stdout is None:
-        raise RuntimeError("the trainer was started without pipes")
-    try:
-        process.stdin.write(job.to_json().encode())
-        await process.stdin.drain()
-        process.stdin.close()
-        async for line in process.stdout:
-            yield read_event(line.decode())
-    except (BrokenPipeError, ConnectionResetError) as error:
-        log.warning("lost the trainer with pid %d: %s", process.pid, error)
-    except ValueError as error:  # too long, or not UTF-8
-        raise TrainingError(f"the trainer wrote a line that cannot be read: {error}") from error
-    await process.wait()
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a child that has not ended; read what it has still said, or its pipe would stay open."""
-    _kill(process)
-    await process.communicate()
-
-
-def _how_it_ended(process: asyncio.subprocess.Process) -> str:
-    code = process.returncode
-    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from edgepd.settings import Settings, Train
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.generations import Generations
 from edgepd_profiles import examples as example_rows
+from edgepd_profiles import near_duplicates, preferences, retrieval
 from edgepd_profiles.examples import Example
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
@@ -55,8 +56,14 @@ def find_examples(store: Store, train: Train) -> list[Example]:
         return example_rows.training_examples(conn, train.accepted_weight, undesirable=undesirable)
 
 
-def choose(found: Sequence[Example], active: Generation, kind: JobKind, train: Train) -> Chosen:
-    """Choose among `found`, which is ordered by the time of the feedback. Raises TrainingError if it is too little."""
+def choose(
+    found: Sequence[Example], active: Generation, taught: Collection[str], kind: JobKind, settings: Settings
+) -> Chosen:
+    """Choose among `found`, which is ordered by the time of the feedback; the active generation knows `taught`.
+
+    Raises TrainingError if it is too little.
+    """
+    train, at_least = settings.train, settings.gate.min_held_out
     if kind == "live":
         chosen = fresh_and_replay(found, active, train.live_examples, train.seed)
     else:
@@ -65,17 +72,42 @@ def choose(found: Sequence[Example], active: Generation, kind: JobKind, train: T
         raise TrainingError(
             f"there are {len(chosen)} different examples, but training needs at least {train.min_examples}; {ADVICE}"
         )
-    taught = set(active.example_ids)
     # What was set aside to judge the active generation judges the next one too, so that the newest feedback, which it
     # could not know, is learned at once and not held out in its turn.
     before = [e.id for e in chosen if taught and e.id not in taught and e.created_at <= active.created_at]
-    learn, held_out = example_rows.split(chosen, train.held_out_fraction, before if kind == "live" else ())
-    if not held_out:
+    known = _with_likenesses(found, taught)
+    learn, held_out = example_rows.split(chosen, train.held_out_fraction, before, min_held_out=at_least, taught=known)
+    if len(held_out) < at_least:
         raise TrainingError(
-            f"none of the {len(chosen)} examples can be set aside to judge the result by, because too few of them "
-            f"are wanted answers that differ from each other; {ADVICE}"
+            f"only {len(held_out)} of the {len(chosen)} examples can be set aside to judge the result by, and it takes "
+            f"{at_least}: wanted answers that differ from each other and that generation {active.id} was not taught; "
+            f"{ADVICE}"
         )
     return Chosen(kind, learn, held_out)
+
+
+def taught_to(active: Generation, listing: Sequence[Generation]) -> set[str]:
+    """Return the ids of all examples that shaped what `active` serves: its own, and those of what it goes on from.
+
+    A consolidation begins at the base; a live generation goes on from the live one before it or from a baked file, a
+    merged one from all its parts.
+    """
+    by_id = {generation.id: generation for generation in listing}
+    taught: set[str] = set()
+    steps = [active]
+    while steps:
+        step = steps.pop()
+        taught.update(step.example_ids)
+        before = step.config.get("merged") or ([step.parent] if step.kind == "live" else [])
+        steps += [by_id[number] for number in before if number in by_id]
+    return taught
+
+
+def _with_likenesses(found: Sequence[Example], taught: Collection[str]) -> set[str]:
+    """Return the ids taught and those of near-duplicates: what was taught need not be among what is chosen now."""
+    groups = near_duplicates.joined([example.text for example in found]).groups()
+    members = [{found[n].id for n in group} for group in groups]
+    return {*taught, *(known for ids in members if not ids.isdisjoint(taught) for known in ids)}
 
 
 def fresh_and_replay(found: Sequence[Example], active: Generation, limit: int, seed: int) -> list[Example]:
@@ -110,6 +142,8 @@ def make_job(
     Raises ModelError if the files of the active generation are not known.
     """
     kind, live = chosen.kind, chosen.kind == "live"
+    with retrieval.Index(chosen.train) as index:
+        held_out = [_for_job(e, index.similar(e)) for e in chosen.held_out]
     adapter = str(generations.directory / active.adapter_file) if active.adapter_file else None
     return Job(
         kind=kind,
@@ -123,20 +157,21 @@ def make_job(
         checkpoint_dir=str(places.runs / kind),
         replay_dir=str(places.replay),
         train=[_for_job(e) for e in chosen.train],
-        held_out=[_for_job(e) for e in chosen.held_out],
+        held_out=held_out,
         data_hash=example_rows.data_hash(chosen.train),
         settings=asdict(settings.train),
         threads=settings.train.threads or physical_cores(),
-        max_perplexity_rise=settings.gate.max_perplexity_rise,
-        min_kept_gain=settings.gate.min_kept_gain,
+        gate=asdict(settings.gate),
         max_tokens=settings.serve.context_tokens,
         parent=active.id,
         start_adapter=adapter if live else None,
+        profile_prompt=preferences.describe(chosen.train),
         plan_only=plan_only,
     )
 
 
-def _for_job(example: Example) -> JobExample:
+def _for_job(example: Example, similar: Sequence[Example] = ()) -> JobExample:
+    """Return an example for a job; the exchanges that are `similar` are shown before it in the arm that retrieves."""
     return JobExample(
         example.id,
         example.messages,
@@ -146,4 +181,9 @@ def _for_job(example: Example) -> JobExample:
         example.desirable,
         example.reward,
         example.conversation,
+        [message for other in similar for message in (*other.messages[-1:], _answered(other))],
     )
+
+
+def _answered(example: Example) -> dict[str, str]:
+    return {"role": "assistant", "content": example.response}

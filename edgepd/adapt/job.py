@@ -1,8 +1,8 @@
 """The contract between the daemon and its training child: a job goes in on stdin, events come out on stdout.
 
 The idea: both sides import these records and nothing else of each other, so that the daemon never imports torch.
-Each event is one line of JSON with one key: `progress`, `planned`, `outcome` or `refused`. The text of the examples
-travels through the pipe and is never written to disk by either side.
+Each event is one line of JSON with one key: `progress`, `planned`, `outcome`, `refused` or `reviewed`. The text of the
+examples travels through the pipe and is never written to disk by either side.
 What this does not do: decide what to train on, or what happens with the outcome.
 """
 
@@ -36,6 +36,7 @@ class JobExample:
     desirable: bool = True
     reward: float = 0.0
     conversation: str = ""
+    shots: list[dict[str, Any]] = field(default_factory=list)  # similar exchanges, for the arm that retrieves them
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Job:
     data_hash: str
     settings: dict[str, Any]  # the section [train] of the settings
     threads: int
-    max_perplexity_rise: float
-    min_kept_gain: float
+    gate: dict[str, Any]  # the section [gate] of the settings
     max_tokens: int  # examples with more tokens are skipped
     parent: int | None = None
     start_adapter: str | None = None  # live adapter whose training is continued
+    profile_prompt: str | None = None  # states the user's preferences, for the arm that has them in the prompt
     plan_only: bool = False  # answer with the plan and do nothing
 
     def to_json(self) -> str:
@@ -82,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: stage is `load`, `replay`, `train`, `write` or `gate`; `done` of `total` in its own unit."""
+    """Where a run is: stage is load, replay, train, write, gate or review; `done` of `total` in its own unit."""
 
     stage: str
     done: int = 0
@@ -120,9 +121,24 @@ class Refused:
     reason: str
 
 
-Event = Progress | Planned | Outcome | Refused
+@dataclass(frozen=True)
+class Reviewed:
+    """What was measured of a candidate after it went live; `kept` is False if it must not stay, for the reason."""
 
-_NAMES: dict[type[Any], str] = {Progress: "progress", Planned: "planned", Outcome: "outcome", Refused: "refused"}
+    kept: bool
+    reason: str
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Progress | Planned | Outcome | Refused | Reviewed
+
+_NAMES: dict[type[Any], str] = {
+    Progress: "progress",
+    Planned: "planned",
+    Outcome: "outcome",
+    Refused: "refused",
+    Reviewed: "reviewed",
+}
 
 
 def write_event(event: Event) -> str:

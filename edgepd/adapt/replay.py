@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepd.adapt.examples import Encoded, Example, Format
+from edgepd.adapt.generate import generate
 from edgepd.atomic import replacing
-from edgepd.errors import EdgepdError
-from edgepd.llama import Context, Entry, Model
+from edgepd.llama import Model
 
 TEMPERATURE = 0.7
 SEED = 0
-SEQUENCES = 8  # answers generated in one decode step; a step costs little more for eight than for one
-CONTEXT_UNIT = 256  # llama.cpp pads the sum of all contexts to this, then rounds each one down
 FORMAT = 1  # of the file
 
 
@@ -45,16 +42,6 @@ class _Row(NamedTuple):
     prompt: str
     response: str
     finished: bool
-
-
-@dataclass
-class _Draft:
-    """An answer that is being generated."""
-
-    prompt: list[int]
-    rng: np.random.Generator
-    tokens: list[int] = field(default_factory=list)
-    finished: bool = False
 
 
 def anchor_prompts() -> list[str]:
@@ -160,65 +147,19 @@ def _generate(
 ) -> list[_Row]:
     bundled = anchor_prompts()
     prompts = [bundled[i % len(bundled)] for i in range(count)]
-    drafts = [
-        _Draft(chat.prompt([{"role": "user", "content": prompt}]), np.random.default_rng([SEED, i]))
-        for i, prompt in enumerate(prompts)
-    ]
+    tokens = [chat.prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
+    random = [np.random.default_rng([SEED, i]) for i in range(count)]
     with Model(base) as model:
-        _complete(model, drafts, max_tokens, threads, progress)
-        # A cut may lie inside a character, whose first bytes are dropped.
-        texts = [b"".join(map(model.piece, draft.tokens)).decode("utf-8", errors="ignore") for draft in drafts]
-    return [_Row(*row) for row in zip(prompts, texts, (draft.finished for draft in drafts), strict=True)]
+        answers = generate(
+            model, tokens, [max_tokens] * count, lambda logits, i: draw(logits, random[i]), threads, progress=progress
+        )
+        texts = [answer.text(model) for answer in answers]
+    return [_Row(*row) for row in zip(prompts, texts, (answer.ended for answer in answers), strict=True)]
 
 
-def _complete(
-    model: Model,
-    drafts: Sequence[_Draft],
-    max_tokens: int,
-    threads: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Generate all answers, several at a time; a place that becomes free is taken by the next prompt."""
-    longest = max(len(draft.prompt) for draft in drafts)
-    sequences = min(SEQUENCES, len(drafts))
-    waiting, running, free = deque(drafts), dict[int, _Draft](), list(range(sequences))
-    with Context(
-        model,
-        context_tokens=-(-(longest + max_tokens) // CONTEXT_UNIT) * CONTEXT_UNIT,
-        sequences=sequences,
-        batch_tokens=longest + sequences,
-        threads=threads,
-    ) as context:
-        while waiting or running:
-            entries = [Entry(d.tokens[-1], len(d.prompt) + len(d.tokens) - 1, s, True) for s, d in running.items()]
-            if waiting and free:  # one prompt per step, so that a batch has room for it
-                sequence, draft = free.pop(), waiting.popleft()
-                running[sequence] = draft
-                context.forget(sequence)
-                last = len(draft.prompt) - 1
-                entries += [Entry(token, i, sequence, i == last) for i, token in enumerate(draft.prompt)]
-            if not context.decode(entries):
-                raise EdgepdError("generating general examples was interrupted")
-            for index, entry in enumerate(entries):
-                if entry.wants_output and _extend(running[entry.sequence], context.logits(index), model, max_tokens):
-                    del running[entry.sequence]
-                    free.append(entry.sequence)
-            if progress is not None:
-                progress(len(drafts) - len(waiting) - len(running), len(drafts))
-
-
-def _extend(draft: _Draft, logits: npt.NDArray[np.float32], model: Model, max_tokens: int) -> bool:
-    """Draw the next token of an answer; return whether that was the last."""
-    token = draw(logits, draft.rng)
-    draft.finished = model.is_end(token)
-    if not draft.finished:
-        draft.tokens.append(token)
-    return draft.finished or len(draft.tokens) == max_tokens
-
-
-def draw(logits: npt.NDArray[np.float32], rng: np.random.Generator) -> int:
-    """Draw a token from softmax(logits / TEMPERATURE), logits (V,), with one random number."""
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / TEMPERATURE)
+def draw(logits: npt.NDArray[np.float32], rng: np.random.Generator, temperature: float = TEMPERATURE) -> int:
+    """Draw a token from softmax(logits / temperature), logits (V,), with one random number."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     cumulative = weights.cumsum()
     token = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
     return min(int(token), len(logits) - 1)  # the product may round up to the sum itself

@@ -17,10 +17,11 @@ import edgepd
 from edgepd.cli.adapters import adapters
 from edgepd.cli.ask import ask
 from edgepd.cli.chat import chat
+from edgepd.cli.compare import compare
 from edgepd.cli.config import config
 from edgepd.cli.daemon import daemon
 from edgepd.cli.demo import demo
-from edgepd.cli.feedback import bad, fix, good, undo
+from edgepd.cli.feedback import bad, fix, good, prefer, undo
 from edgepd.cli.model import model
 from edgepd.cli.output import error_body
 from edgepd.cli.status import status
@@ -70,5 +71,8 @@ def main() -> None:
     """
 
 
-for command in (demo, chat, ask, good, bad, fix, undo, train, watch, status, adapters, model, config, daemon):
+for command in (
+    *(demo, chat, ask, good, bad, fix, prefer, undo, compare, train, watch, status, adapters, model),
+    *(config, daemon),
+):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""What the user of the demo says: a dozen corrections in one consistent style, and questions kept back.
+"""What the user of the demo says: sixteen corrections in one consistent style, and questions kept back.
 
 The style is one that the base model never uses, so that whether an answer has it can be decided by looking at its
 first and last words: one plain sentence, opened with "In short:" and closed with "Over to you!".
@@ -9,7 +9,7 @@ from __future__ import annotations
 OPENING = "In short:"
 CLOSING = "Over to you!"
 
-# Question and the answer as this user wants it. The model never sees the newest quarter of these while it trains.
+# Question and the answer as this user wants it. The model never sees the newest five of these while it trains.
 LESSONS = (
     ("How do I boil an egg?", "In short: lower it into boiling water and wait eight minutes. Over to you!"),
     ("Why is the sky blue?", "In short: air scatters blue light more than red light. Over to you!"),
@@ -23,6 +23,10 @@ LESSONS = (
     ("Why do cats purr?", "In short: it calms them and shows that they feel safe. Over to you!"),
     ("How do I write a good email?", "In short: say what you need in the first line. Over to you!"),
     ("What is gravity?", "In short: the pull between things that have mass. Over to you!"),
+    ("How do I peel garlic?", "In short: crush the clove and the skin comes off by itself. Over to you!"),
+    ("Why does ice float?", "In short: water grows when it freezes, so ice is lighter. Over to you!"),
+    ("What does a plumber do?", "In short: lays and mends pipes for water and gas. Over to you!"),
+    ("How do I keep bread fresh?", "In short: wrap it in cloth and store it in a box. Over to you!"),
 )
 
 # Never corrected and never trained on: what the model does here is what it has learned.

@@ -1,4 +1,4 @@
-"""`edgepd good`, `bad`, `fix` and `undo`: what the user thinks of an answer."""
+"""`edgepd good`, `bad`, `fix`, `prefer` and `undo`: what the user thinks of an answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from edgepd.cli.output import checked_text, connect, json_option, show, stdin_is_terminal, text_from_stdin
+from edgepd.client import FeedbackKind
 from edgepd.errors import RequestError
 
 
@@ -58,11 +59,35 @@ def edited(answer: str) -> str:
 
 
 @click.command()
-@click.argument("interaction", metavar="[ID]", default="last")
-@click.option("--kind", type=click.Choice(["thumb", "edit"]), help="Take back only this kind.")
+@click.argument("winner")
+@click.argument("loser")
 @json_option
-def undo(interaction: str, kind: Literal["thumb", "edit"] | None, as_json: bool) -> None:
-    """Take back the feedback on an answer. Without an ID it is the last one."""
+def prefer(winner: str, loser: str, as_json: bool) -> None:
+    """Say that the answer WINNER is better than the answer LOSER, both given by their interaction IDs.
+
+    They should answer the same question. `edgepd ask --json` and /stats in `edgepd chat` tell the IDs; edgepd compare
+    does all of this at once.
+
+    \b
+    edgepd prefer 0f3a 91bc
+    edgepd undo 0f3a --kind preferred
+    """
+    if winner == loser:
+        raise RequestError(f"answer '{winner}' cannot be better than itself; give the IDs of two answers")
+    with connect() as client:
+        kept = client.prefer(winner, loser, source="cli")
+    show(kept, f"{kept['interaction_id']} is preferred over {loser}", as_json)
+
+
+@click.command()
+@click.argument("interaction", metavar="[ID]", default="last")
+@click.option("--kind", type=click.Choice(["thumb", "edit", "preferred"]), help="Take back only this kind.")
+@json_option
+def undo(interaction: str, kind: FeedbackKind | None, as_json: bool) -> None:
+    """Take back the feedback on an answer. Without an ID it is the last one.
+
+    A preference is kept on the answer that was the better one.
+    """
     with connect() as client:
         if interaction == "last":
             interaction = client.interaction("last")["id"]

@@ -1,12 +1,13 @@
 """From feedback to training examples, and which of them are never trained on.
 
-The idea: an edit teaches its text with weight 1, an accepted answer teaches itself with less; only text that
-the user wrote or accepted is imitated. What the user did not want is kept beside it, for those objectives
+The idea: an edit teaches its text with weight 1, an accepted or preferred answer teaches itself with less; only text
+that the user wrote or accepted is imitated. What the user did not want is kept beside it, for those objectives
 that learn from the difference. The split is prequential: the newest examples are held out and decide
 promotion.
-The invariant: near-identical examples lie on one side of the split, and so does a conversation unless it
-holds most of what there is, because either would let the held-out score measure memory. What the user did
-not want is never held out, because promotion asks how well wanted text is predicted.
+The invariant: near-duplicates lie on one side of the split, and so does a conversation unless that leaves too little
+to judge by, because either would let the held-out score measure memory. For the same reason nothing is held out
+that the model was taught before. What the user did not want is never held out, because promotion asks how well
+wanted text is predicted.
 What this does not do: scrub secrets, or choose among too many examples.
 """
 
@@ -20,18 +21,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from edgepd_profiles import near_duplicates
+from edgepd_profiles.near_duplicates import DisjointSets, Text
 from edgepd_profiles.rows import canonical_json, fetch
-
-MIN_HELD_OUT = 2
 
 
 @dataclass(frozen=True)
 class Example:
     """One exchange to learn from: `id` is the interaction's, `created_at` the time of the feedback.
 
-    `rejected` is the answer that the user replaced by `response`. `desirable` is False if the user did not want
-    `response`: it is never imitated. `reward`, in [-1, 1], is what `response` itself is worth: 1 for a text that
-    the user wrote or accepted, -1 for one with a thumb down.
+    `rejected` is the answer that the user replaced by `response` or liked less. `desirable` is False if the user did
+    not want `response`: it is never imitated. `reward`, in [-1, 1], is what `response` itself is worth: 1 for a text
+    that the user wrote or accepted, -1 for one with a thumb down.
     """
 
     id: str
@@ -44,94 +45,162 @@ class Example:
     desirable: bool = True
     reward: float = 1.0
 
+    @property
+    def prompt(self) -> str:
+        """The text of the last user message; "" if there is none."""
+        for message in reversed(self.messages):
+            if message.get("role") == "user":
+                return _text_of(message.get("content"))
+        return ""
+
+    @property
+    def text(self) -> Text:
+        """Prompt and response as they are compared with others."""
+        return near_duplicates.read(self.prompt, self.response)
+
 
 def training_examples(conn: sqlite3.Connection, accepted_weight: float, *, undesirable: bool = False) -> list[Example]:
     """Return what can be learned, ordered by the time of the feedback.
 
     An edit gives its text with weight 1, and the original answer as `rejected` if that came to its end and differs
     in more than surrounding space. A thumb up without an edit gives the answer with `accepted_weight`, if that is
-    above zero and the answer came to its end: a text that broke off would teach the model to break off.
+    above zero and the answer came to its end, not at a length limit: a text that broke off would teach to break off.
+    An answer that was preferred to another is accepted like one with a thumb up, with the other as `rejected` under the
+    conditions above; that one may be gone.
     A thumb down without an edit gives nothing, or if `undesirable` is asked for, the answer with weight 1,
     `desirable` False and reward -1, again if it came to its end. Where there is an edit, it decides, whatever the
-    thumb. Only plain chats count: an exchange with tools or a bare prompt has a prompt that the chat template does
-    not give.
+    thumb; without one, a thumb down decides even over a preference: the better of two bad answers is not wanted.
+    Only plain chats count: an exchange with tools or a bare prompt has a prompt that the chat template does not give.
     """
+    # With min(), SQLite takes the other columns from the row that has the minimum: the feedback that decides.
     rows = fetch(
         conn,
         """
-        SELECT i.id, i.conversation, f.at, i.messages, i.response AS answer, f.text, f.value,
-               i.state = 'done' AND trim(i.response) != '' AS complete
-        FROM feedback AS f JOIN interactions AS i ON i.id = f.interaction
-        WHERE i.kind = 'chat' AND (f.kind = 'edit' OR (f.kind = 'thumb' AND NOT EXISTS
-            (SELECT 1 FROM feedback AS e WHERE e.interaction = i.id AND e.kind = 'edit')))
+        SELECT i.id, i.conversation, f.at, i.messages, i.response AS answer, f.kind, f.text, f.value,
+               i.state = 'done' AND i.finish_reason IS NOT 'length' AND trim(i.response) != '' AS complete,
+               CASE WHEN o.state = 'done' AND o.finish_reason IS NOT 'length' AND trim(o.response) != ''
+                    THEN o.response END AS other
+        FROM (SELECT *, min(CASE WHEN kind = 'edit' THEN 0 WHEN value = -1 THEN 1 WHEN kind = 'preferred' THEN 2 ELSE 3
+                            END) FROM feedback WHERE kind IN ('edit', 'thumb', 'preferred') GROUP BY interaction) AS f
+            JOIN interactions AS i ON i.id = f.interaction
+            LEFT JOIN interactions AS o ON f.kind = 'preferred' AND o.id = f.text
+        WHERE i.kind = 'chat'
         ORDER BY f.at, i.seq
         """,
     )
-    found: list[Example] = []
-    for row in rows:
-        messages, text, answer = json.loads(row["messages"]), row["text"], row["answer"]
-        common = (row["id"], row["conversation"], row["at"], messages)
-        if text is not None:
-            rejected = answer if row["complete"] and answer.strip() != text.strip() else None
-            found.append(Example(*common, text, 1.0, rejected))
-        elif row["complete"] and row["value"] == 1 and accepted_weight > 0:
-            found.append(Example(*common, answer, accepted_weight))
-        elif row["complete"] and row["value"] == -1 and undesirable:
-            found.append(Example(*common, answer, 1.0, desirable=False, reward=-1.0))
-    return found
+    return [example for row in rows if (example := _example(row, accepted_weight, undesirable))]
+
+
+def _example(row: dict[str, Any], accepted_weight: float, undesirable: bool) -> Example | None:
+    """Return what one piece of feedback teaches, or None if that is nothing."""
+    kind, answer, complete = row["kind"], row["answer"], row["complete"]
+    common = (row["id"], row["conversation"], row["at"], json.loads(row["messages"]))
+    if kind == "edit":
+        return Example(*common, row["text"], 1.0, _rejected(answer if complete else None, row["text"]))
+    if not complete:
+        return None
+    if kind == "thumb" and row["value"] == -1:
+        return Example(*common, answer, 1.0, desirable=False, reward=-1.0) if undesirable else None
+    if accepted_weight <= 0:
+        return None
+    return Example(*common, answer, accepted_weight, _rejected(row["other"], answer))
+
+
+def _rejected(other: str | None, wanted: str) -> str | None:
+    return other if other is not None and other.strip() != wanted.strip() else None
 
 
 def split(
-    examples: Sequence[Example], held_out_fraction: float, held_out_before: Collection[str] = ()
+    examples: Sequence[Example],
+    held_out_fraction: float,
+    held_out_before: Collection[str] = (),
+    *,
+    min_held_out: int = 2,
+    taught: Collection[str] = (),
 ) -> tuple[list[Example], list[Example]]:
     """Return (train, held_out), each in the order given.
 
-    Examples that share a conversation or are near-identical form one group. Groups are ordered by their
-    newest example, and the newest ones are held out, after those with an id in `held_out_before`: at least 2
-    examples, and as close to `held_out_fraction` of all as whole groups allow (of two equally close cuts, the one
-    that trains on more); where half of that was held out before, no others are added. If that leaves less
-    than half to train on, as with one long conversation, conversations are cut in time. If even so no cut
-    leaves at least 2 held out and 1 to train on, held_out is empty.
+    Examples that share a conversation or are near-duplicates form one group. Groups are ordered by their
+    newest example, and the newest ones are held out, after those with an id in `held_out_before`: at least
+    `min_held_out` examples, and as close to `held_out_fraction` of all as whole groups allow (of two equally close
+    cuts, the one that trains on more); where half of that was held out before, no others are added. Never is more
+    than half held out. If that leaves fewer than `min_held_out`, as with one long conversation, conversations are cut
+    in time and groups too large for the half are trained on; if even so there are fewer, as many as there can be are
+    held out, perhaps none. Whether they are enough is for the caller to say.
+    `taught` are the ids that the model to be judged may know. They are trained on, and so is what shares a group with
+    one: nothing that is held out is a near-duplicate of something taught.
     All of this counts desirable examples only. Undesirable ones are trained on, except for those in a group
-    that is held out, which are on neither side. Two examples that differ in `response` are not near-identical,
-    whatever was rejected: a prompt that is asked often and answered alike would be one group.
-    Raises ValueError for a fraction outside of (0, 1).
+    that is held out, which are on neither side. What was rejected makes no near-duplicates, and neither does a prompt
+    alone: one that is asked often would be one group.
+    Raises ValueError for a fraction outside of (0, 1) and for a `min_held_out` below 1.
     """
     if not 0 < held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}, but must lie between 0 and 1")
-    desirable = sum(example.desirable for example in examples)
-    target = max(MIN_HELD_OUT, math.floor(held_out_fraction * desirable + 0.5))
-    known = sum(example.desirable and example.id in held_out_before for example in examples)
-    if 2 * known >= target:  # half of what should be held out is enough, if that leaves the rest to be learned
-        target = max(MIN_HELD_OUT, min(target, known))
-    groups = _groups(examples, by_conversation=True)
-    best = _newest(examples, groups, target, held_out_before)
-    if not best or len(best) > desirable / 2:
-        groups = _groups(examples, by_conversation=False)
-        best = _newest(examples, groups, target, held_out_before)
+    if min_held_out < 1:
+        raise ValueError(f"min_held_out is {min_held_out}, but must be at least 1")
+    alike = near_duplicates.joined([example.text for example in examples])
+    duplicates = alike.groups()
+    conversations = _with_conversations(examples, alike)
+    cut = _Cut(examples, held_out_fraction, held_out_before, min_held_out, taught)
+    groups, best = conversations, set[int]()
+    for tried, skip in ((conversations, False), (duplicates, False), (duplicates, True)):
+        if len(best) < cut.least and len(found := cut.newest(tried, skip=skip)) > len(best):
+            groups, best = tried, found
     out_of_training = {n for group in groups if group & best for n in group}
     train = [example for n, example in enumerate(examples) if n not in out_of_training]
     return train, [example for n, example in enumerate(examples) if n in best]
 
 
-def _newest(examples: Sequence[Example], groups: list[set[int]], target: int, preferred: Collection[str]) -> set[int]:
-    """Return the desirable indices of whole groups that come closest to `target`, or nothing.
+class _Cut:
+    """How many of the desirable examples are held out, and which groups come first."""
 
-    Groups with a preferred id come first, and then the newest.
-    """
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        fraction: float,
+        preferred: Collection[str],
+        min_held_out: int,
+        taught: Collection[str],
+    ) -> None:
+        self.examples, self.preferred, self.taught = examples, set(preferred) - set(taught), set(taught)
+        desirable = sum(example.desirable for example in examples)
+        self.most = desirable // 2
+        self.least = min(min_held_out, self.most)
+        target = max(min_held_out, math.floor(fraction * desirable + 0.5))
+        known = sum(example.desirable and example.id in self.preferred for example in examples)
+        if 2 * known >= target:  # half of what should be held out is enough, if that leaves the rest to be learned
+            target = max(min_held_out, min(target, known))
+        self.target = target
 
-    def rank(group: set[int]) -> tuple[bool, float, int]:
-        return any(examples[n].id in preferred for n in group), *max((examples[n].created_at, n) for n in group)
+    def newest(self, groups: list[set[int]], *, skip: bool) -> set[int]:
+        """Return the desirable indices of whole groups that come closest to the target.
 
-    wanted = [{n for n in group if examples[n].desirable} for group in groups]
-    wanted = sorted(filter(None, wanted), key=rank)
-    best: set[int] = set()
-    held_out: set[int] = set()
-    for group in reversed(wanted[1:]):
-        held_out |= group
-        if len(held_out) >= MIN_HELD_OUT and (not best or abs(len(held_out) - target) < abs(len(best) - target)):
-            best = set(held_out)
-    return best
+        Groups with a preferred id come first, and then the newest. The first one that does not fit into the half ends
+        it or, if `skip` is set, is left to training. If there cannot be `least`, it is as many as there can be.
+        """
+        best: set[int] = set()
+        held_out: set[int] = set()
+        for group in self._candidates(groups):
+            if len(held_out | group) > self.most:
+                if skip:
+                    continue
+                break
+            held_out |= group
+            closer = abs(len(held_out) - self.target) < abs(len(best) - self.target)
+            if len(best) < self.least or closer:
+                best = set(held_out)
+        return best
+
+    def _candidates(self, groups: list[set[int]]) -> list[set[int]]:
+        """Return the desirable indices of each group that nothing was taught of, in the order of holding out."""
+
+        def rank(group: set[int]) -> tuple[bool, float, int]:
+            ids = {self.examples[n].id for n in group}
+            return not ids.isdisjoint(self.preferred), *max((self.examples[n].created_at, n) for n in group)
+
+        untaught = (g for g in groups if not any(self.examples[n].id in self.taught for n in g))
+        wanted = ({n for n in group if self.examples[n].desirable} for group in untaught)
+        return sorted(filter(None, wanted), key=rank, reverse=True)
 
 
 def data_hash(examples: Sequence[Example]) -> str:
@@ -146,34 +215,16 @@ def data_hash(examples: Sequence[Example]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def _groups(examples: Sequence[Example], *, by_conversation: bool) -> list[set[int]]:
-    """Join the indices of examples with one normal form or, if asked for, one conversation, over several steps."""
-    parent = list(range(len(examples)))
-
-    def root(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = parent[parent[n]]
-            n = parent[n]
-        return n
-
-    first_with: dict[tuple[str, str], int] = {}
+def _with_conversations(examples: Sequence[Example], alike: DisjointSets) -> list[set[int]]:
+    """Join what shares a conversation as well, and return the groups."""
+    first_in: dict[str, int] = {}
     for n, example in enumerate(examples):
-        keys = [("text", _normal_form(example))]
-        if by_conversation:
-            keys.append(("conversation", example.conversation))
-        for key in keys:
-            parent[root(n)] = root(first_with.setdefault(key, n))
-    groups: dict[int, set[int]] = {}
-    for n in range(len(examples)):
-        groups.setdefault(root(n), set()).add(n)
-    return list(groups.values())
+        alike.join(n, first_in.setdefault(example.conversation, n))
+    return alike.groups()
 
 
-def _normal_form(example: Example) -> str:
-    """Return the text of an example without what does not make it a different one: case and spacing."""
-    messages = [{key: _normal(str(value)) for key, value in message.items()} for message in example.messages]
-    return canonical_json([messages, _normal(example.response)])
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def _text_of(content: object) -> str:
+    """Return the text of a message's content, which may come in parts."""
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+    return "" if content is None else str(content)

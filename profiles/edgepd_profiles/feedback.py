@@ -1,8 +1,9 @@
 """What the user said about an exchange.
 
 The idea: at most one row per interaction and kind. A thumb is +1 or -1, an edit is the text that the answer
-should have been. The invariant: setting the same again changes nothing, not even the time, so a repeated
-request cannot reorder the training data; setting something else replaces; everything can be removed.
+should have been, and "preferred" lies on the better of two answers to one prompt and names the other one. The
+invariant: setting the same again changes nothing, not even the time, so a repeated request cannot reorder the
+training data; setting something else replaces; everything can be removed.
 What this does not do: judge the feedback. An edit equal to the answer stays an edit.
 """
 
@@ -15,15 +16,19 @@ from typing import Any
 
 from edgepd.errors import ConflictError, RequestError
 from edgepd_profiles import interactions
+from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.rows import fetch
 
-KINDS = ("thumb", "edit")
+KINDS = ("thumb", "edit", "preferred")
 MAX_EDIT_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """One piece of feedback: `value` for a thumb, `text` for an edit. `at` is unix seconds."""
+    """One piece of feedback: `value` for a thumb, `text` for an edit, or for a preference the id of the other answer.
+
+    `at` is unix seconds.
+    """
 
     interaction: str
     kind: str
@@ -70,6 +75,26 @@ def set_edit(
     return _set(conn, Feedback(interaction_id, "edit", None, text, source, time.time() if at is None else at))
 
 
+def prefer(
+    conn: sqlite3.Connection, winner: str, loser: str, source: str = "user", *, at: float | None = None
+) -> Feedback:
+    """Store that the answer of `winner` is better than that of `loser`, both of them ids of interactions.
+
+    It takes the place of an earlier preference for `winner` over another, and of the opposite one if there is one.
+    Call it in a transaction. Raises NotFoundError for an unknown interaction, ConflictError for one that is still
+    streaming, RequestError if both are one or if they answer different messages.
+    """
+    if winner == loser:
+        raise RequestError(f"interaction '{winner}' cannot be preferred to itself; give the ids of two answers")
+    better, worse = _ended(conn, winner), _ended(conn, loser)
+    if better.messages != worse.messages:
+        raise RequestError(
+            f"interactions '{winner}' and '{loser}' answer different messages; prefer one of two answers to the same"
+        )
+    conn.execute("DELETE FROM feedback WHERE interaction = ? AND kind = 'preferred' AND text = ?", (loser, winner))
+    return _set(conn, Feedback(winner, "preferred", None, loser, source, time.time() if at is None else at))
+
+
 def remove(conn: sqlite3.Connection, interaction_id: str, kind: str | None = None) -> int:
     """Undo the feedback of one kind, or all of it; return how many rows went (0 if there were none).
 
@@ -92,23 +117,21 @@ def of(conn: sqlite3.Connection, interaction_id: str) -> list[Feedback]:
 
 
 def counts(conn: sqlite3.Connection) -> dict[str, int]:
-    """Return how many thumbs up, thumbs down and edits there are."""
-    up, down, edits = conn.execute(
+    """Return how many thumbs up, thumbs down, edits and preferences there are."""
+    up, down, edits, preferred = conn.execute(
         """
         SELECT count(*) FILTER (WHERE kind = 'thumb' AND value = 1),
                count(*) FILTER (WHERE kind = 'thumb' AND value = -1),
-               count(*) FILTER (WHERE kind = 'edit')
+               count(*) FILTER (WHERE kind = 'edit'),
+               count(*) FILTER (WHERE kind = 'preferred')
         FROM feedback
         """
     ).fetchone()
-    return {"thumb_up": up, "thumb_down": down, "edit": edits}
+    return {"thumb_up": up, "thumb_down": down, "edit": edits, "preferred": preferred}
 
 
 def _set(conn: sqlite3.Connection, given: Feedback) -> Feedback:
-    if interactions.get(conn, given.interaction).state == "streaming":
-        raise ConflictError(
-            f"interaction '{given.interaction}' is still streaming; wait for the end of the answer or stop it"
-        )
+    _ended(conn, given.interaction)
     conn.execute(
         """
         INSERT INTO feedback (interaction, kind, value, text, source, at) VALUES (?, ?, ?, ?, ?, ?)
@@ -120,6 +143,14 @@ def _set(conn: sqlite3.Connection, given: Feedback) -> Feedback:
     )
     row = fetch(conn, "SELECT * FROM feedback WHERE interaction = ? AND kind = ?", (given.interaction, given.kind))
     return _from_row(row[0])
+
+
+def _ended(conn: sqlite3.Connection, interaction_id: str) -> Interaction:
+    """Return an interaction that can be judged. Raises NotFoundError, and ConflictError if it is still streaming."""
+    found = interactions.get(conn, interaction_id)
+    if found.state == "streaming":
+        raise ConflictError(f"interaction '{found.id}' is still streaming; wait for the end of the answer or stop it")
+    return found
 
 
 def _from_row(row: dict[str, Any]) -> Feedback:

@@ -140,7 +140,45 @@ def m004_kind(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE interactions ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat'")
 
 
-STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind)
+def m005_health(db: sqlite3.Connection) -> None:
+    """Pins, boots and strikes, and what a throw-away child found out about files.
+
+    A boot is `running`, `ended` (cleanly) or `crashed`; `loaded` and `answered` say whether its generation, which is the
+    one that was active last, was loaded and finished an answer. What an earlier edgepd activated has to be confirmed;
+    the base has not.
+    """
+    db.execute("ALTER TABLE generations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE generations ADD COLUMN confirmed_at REAL")
+    db.execute("ALTER TABLE generations ADD COLUMN healthy INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE generations ADD COLUMN strikes INTEGER NOT NULL DEFAULT 0")
+    db.execute("UPDATE generations SET confirmed_at = created_at WHERE kind = 'base'")
+    db.execute(
+        """
+        CREATE TABLE boots (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            base_sha256 TEXT NOT NULL,
+            generation INTEGER NOT NULL REFERENCES generations (id),
+            state TEXT NOT NULL,
+            loaded INTEGER NOT NULL DEFAULT 0,
+            answered INTEGER NOT NULL DEFAULT 0,
+            started_at REAL NOT NULL,
+            ended_at REAL
+        ) STRICT
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE probes (
+            fingerprint TEXT NOT NULL PRIMARY KEY,
+            passed INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            at REAL NOT NULL
+        ) STRICT
+        """
+    )
+
+
+STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

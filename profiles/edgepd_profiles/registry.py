@@ -1,66 +1,68 @@
 """Generations: which adapters and baked models exist, what became of them, and which one serves.
 
-The idea: a generation is a model file (a baked one, or the base itself when `model_file` is None) plus at
-most one live adapter. States: training -> candidate -> active -> retired -> stale | deleted, or rejected.
+The idea: a generation is a model file plus at most one live adapter (see generation.py). States:
+training -> candidate -> active -> retired -> stale | deleted, or rejected, also for one that failed after it went live.
 The invariant: per base model there is one base generation and at most one active generation, and the active
-one changes only by compare-and-swap, in one transaction with the record in `activations`.
-What this does not do: touch the files that it names, or keep training runs (see runs.py).
+one changes only by compare-and-swap, in one transaction with the record in `activations`. What is active, pinned or
+needed by another one that may still serve is never deleted.
+What this does not do: touch the files that it names, or keep training runs (see runs.py). It is the one module that
+code outside imports for generations; lineage.py and retention.py answer its questions about the past and about space.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from edgepd.errors import ConflictError, NotFoundError, RequestError
-from edgepd_profiles.rows import canonical_json, fetch, finite
+from edgepd.errors import ConflictError
+from edgepd_profiles.generation import (
+    KINDS,
+    TRANSITIONS,
+    Generation,
+    check_files,
+    find_active,
+    find_base,
+    get,
+    listing,
+)
+from edgepd_profiles.lineage import active, before, last_confirmed, previous, way_back
+from edgepd_profiles.retention import expendable, file_names, needed_by, why_kept
+from edgepd_profiles.rows import canonical_json, finite
 
-KINDS = ("base", "live", "baked")
-# What set_state allows; `active` and the `retired` that comes with it are activate's business.
-TRANSITIONS: Mapping[str, tuple[str, ...]] = {
-    "training": ("candidate", "rejected", "deleted"),
-    "candidate": ("rejected", "stale", "deleted"),
-    "rejected": ("deleted",),
-    "active": (),
-    "retired": ("stale", "deleted"),
-    "stale": ("deleted",),
-    "deleted": (),
-}
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One generation. File names have no directory; `file_sha256` is of the file that it added."""
-
-    id: int
-    parent: int | None
-    kind: str
-    state: str
-    base_sha256: str
-    file_sha256: str | None
-    adapter_file: str | None
-    model_file: str | None
-    created_at: float
-    activated_at: float | None
-    example_ids: list[str]
-    data_hash: str
-    config: dict[str, Any]
-    scores: dict[str, Any]
-    reason: str
+__all__ = [
+    "KINDS",
+    "TRANSITIONS",
+    "Generation",
+    "activate",
+    "active",
+    "add",
+    "delete",
+    "ensure_base",
+    "expendable",
+    "file_names",
+    "get",
+    "last_confirmed",
+    "listing",
+    "merge_scores",
+    "needed_by",
+    "pin",
+    "previous",
+    "set_files",
+    "set_state",
+]
 
 
 def ensure_base(conn: sqlite3.Connection, base_sha256: str, *, at: float | None = None) -> Generation:
     """Return the generation that is the base model itself; the first call creates it as the active one."""
-    rows = fetch(conn, "SELECT * FROM generations WHERE base_sha256 = ? AND kind = 'base'", (base_sha256,))
-    if rows:
-        return _from_row(rows[0])
+    found = find_base(conn, base_sha256)
+    if found is not None:
+        return found
     base = add(conn, parent=None, kind="base", base_sha256=base_sha256, state="candidate", at=at)
+    # It is what everything else falls back to, so it has nothing to show first.
+    conn.execute("UPDATE generations SET confirmed_at = created_at WHERE id = ?", (base.id,))
     return activate(conn, base_sha256, base.id, None, at=at)
 
 
@@ -95,7 +97,7 @@ def add(
         0, parent, kind, state, base_sha256, file_sha256, adapter_file, model_file, created, None,
         list(example_ids), data_hash, dict(config or {}), dict(scores or {}), reason,
     )  # fmt: skip
-    _check_files(generation)
+    check_files(generation)
     cursor = conn.execute(
         """
         INSERT INTO generations (parent, kind, state, base_sha256, file_sha256, adapter_file, model_file,
@@ -127,7 +129,7 @@ def set_files(
     generation = get(conn, generation_id)
     if generation.state != "training":
         raise ConflictError(f"generation {generation_id} is {generation.state}; its files cannot change any more")
-    _check_files(replace(generation, adapter_file=adapter_file, model_file=model_file))
+    check_files(replace(generation, adapter_file=adapter_file, model_file=model_file))
     conn.execute(
         "UPDATE generations SET adapter_file = ?, model_file = ?, file_sha256 = ? WHERE id = ?",
         (adapter_file, model_file, file_sha256, generation_id),
@@ -145,9 +147,12 @@ def set_state(
     """Move a generation to another state, or keep its state and record scores or a reason.
 
     Use `activate` for `active`. Raises NotFoundError, ConflictError for a step that TRANSITIONS does not
-    have, RequestError for a candidate without files.
+    have or a generation that must be kept, RequestError for a candidate without files.
     """
     generation = get(conn, generation_id)
+    why = why_kept(conn, generation) if state == "deleted" else None
+    if why:
+        raise ConflictError(f"generation {generation_id} cannot become deleted: {why}")
     allowed = () if generation.kind == "base" else TRANSITIONS[generation.state]
     if state != generation.state and state not in allowed:
         possible = f"only {', '.join(allowed)}" if allowed else "only what `activate` does"
@@ -156,13 +161,48 @@ def set_state(
             f"{state}; {possible} can follow"
         )
     if state == "candidate":
-        _check_files(replace(generation, state=state))
+        check_files(replace(generation, state=state))
     conn.execute(
         """
         UPDATE generations SET state = ?, scores = coalesce(?, scores), reason = coalesce(?, reason)
         WHERE id = ?
         """,
         (state, None if scores is None else canonical_json(finite(dict(scores))), reason, generation_id),
+    )
+    return get(conn, generation_id)
+
+
+def delete(conn: sqlite3.Connection, generation_id: int) -> Generation:
+    """Give a generation up; its files may be removed then, but not those that `file_names` still has.
+
+    Raises NotFoundError, and ConflictError with the reason for the base, the active one, a pinned one, one whose
+    model file another one that may still serve needs, one that is being trained on, and one that is deleted already.
+    """
+    if get(conn, generation_id).state == "deleted":
+        raise ConflictError(f"generation {generation_id} is deleted already")
+    return set_state(conn, generation_id, "deleted")
+
+
+def pin(conn: sqlite3.Connection, generation_id: int, pinned: bool) -> Generation:
+    """Protect a generation and its files from being deleted, or stop protecting it.
+
+    Raises NotFoundError, and ConflictError for pinning a rejected or deleted one, whose files may be gone.
+    """
+    generation = get(conn, generation_id)
+    if pinned and generation.state in ("rejected", "deleted"):
+        raise ConflictError(f"generation {generation_id} is {generation.state} and its files may be gone; pin another")
+    conn.execute("UPDATE generations SET pinned = ? WHERE id = ?", (int(pinned), generation_id))
+    return get(conn, generation_id)
+
+
+def merge_scores(
+    conn: sqlite3.Connection, generation_id: int, scores: Mapping[str, Any], reason: str | None = None
+) -> Generation:
+    """Add keys to the scores of a generation in any state, replacing those of the same name. Raises NotFoundError."""
+    merged = get(conn, generation_id).scores | dict(scores)
+    conn.execute(
+        "UPDATE generations SET scores = ?, reason = coalesce(?, reason) WHERE id = ?",
+        (canonical_json(finite(merged)), reason, generation_id),
     )
     return get(conn, generation_id)
 
@@ -178,10 +218,11 @@ def activate(
     """Make a generation the active one if `expected` still is (None: if none is), and retire that one.
 
     Going to one that lies on the way back (see `previous`) continues the way from there; any other one
-    remembers the present one as the step before it. Raises NotFoundError, and ConflictError if another
-    generation is active than expected, or this one is of another base model or neither candidate nor retired.
+    remembers the present one as the step before it. It starts without strikes, and is pending unless it was
+    confirmed once. Raises NotFoundError, and ConflictError if another generation is active than expected, or this
+    one is of another base model or neither candidate nor retired.
     """
-    current = _find_active(conn, base_sha256)
+    current = find_active(conn, base_sha256)
     if (current.id if current else None) != expected:
         raise ConflictError(
             f"generation {current.id if current else 'none'} is active, not {expected or 'none'} as "
@@ -198,103 +239,26 @@ def activate(
             "only a candidate or retired one can"
         )
     now = time.time() if at is None else at
-    before = None
+    step_before = None
     if current:
-        way_back = _way_back(conn, current.id)
-        before = _before(conn, generation_id) if generation_id in way_back else current.id
+        on_way = generation_id in way_back(conn, current.id)
+        step_before = before(conn, generation_id) if on_way else current.id
         conn.execute("UPDATE generations SET state = 'retired' WHERE id = ?", (current.id,))
-    conn.execute("UPDATE generations SET state = 'active', activated_at = ? WHERE id = ?", (now, generation_id))
+    conn.execute(
+        """
+        UPDATE generations SET state = 'active', activated_at = ?, strikes = 0,
+            healthy = CASE WHEN confirmed_at IS NULL THEN 0 ELSE healthy END
+        WHERE id = ?
+        """,
+        (now, generation_id),
+    )
     conn.execute(
         "INSERT INTO activations (base_sha256, generation, previous, at) VALUES (?, ?, ?, ?)",
-        (base_sha256, generation_id, before, now),
+        (base_sha256, generation_id, step_before, now),
+    )
+    # If the daemon dies from now on, it is this one that was serving (see health.py).
+    conn.execute(
+        "UPDATE boots SET generation = ?, loaded = 1, answered = 0 WHERE base_sha256 = ? AND state = 'running'",
+        (generation_id, base_sha256),
     )
     return get(conn, generation_id)
-
-
-def active(conn: sqlite3.Connection, base_sha256: str) -> Generation:
-    """Return the generation that serves new requests. Raises NotFoundError if there is none."""
-    found = _find_active(conn, base_sha256)
-    if found is None:
-        raise NotFoundError(f"no generation is active for base model {base_sha256[:12]}; start the daemon with it")
-    return found
-
-
-def previous(conn: sqlite3.Connection, base_sha256: str) -> Generation:
-    """Return what a rollback goes to: what was active before the present one, in the end the base.
-
-    After a rollback from 3 to 2 this is what was active before 2, never 3. Stale and deleted ones are
-    passed over. Raises ConflictError when the base itself is active, NotFoundError when nothing is.
-    """
-    current = active(conn, base_sha256)
-    if current.kind == "base":
-        raise ConflictError("the base model itself is active; there is nothing to roll back to")
-    for generation_id in _way_back(conn, current.id):
-        generation = get(conn, generation_id)
-        if generation.state == "retired":
-            return generation
-    return ensure_base(conn, base_sha256)
-
-
-def get(conn: sqlite3.Connection, generation_id: int) -> Generation:
-    """Return one generation. Raises NotFoundError."""
-    rows = fetch(conn, "SELECT * FROM generations WHERE id = ?", (generation_id,))
-    if not rows:
-        raise NotFoundError(f"generation {generation_id} is not known; `edgepd adapters list` shows all")
-    return _from_row(rows[0])
-
-
-def listing(conn: sqlite3.Connection, base_sha256: str) -> list[Generation]:
-    """Return all generations of a base model, the oldest first."""
-    rows = fetch(conn, "SELECT * FROM generations WHERE base_sha256 = ? ORDER BY id", (base_sha256,))
-    return [_from_row(row) for row in rows]
-
-
-def file_names(conn: sqlite3.Connection) -> set[str]:
-    """Return the names of all files that generations of any base model have."""
-    rows = conn.execute("SELECT adapter_file, model_file FROM generations WHERE state NOT IN ('rejected', 'deleted')")
-    return {name for row in rows for name in row if name is not None}
-
-
-def _find_active(conn: sqlite3.Connection, base_sha256: str) -> Generation | None:
-    rows = fetch(conn, "SELECT * FROM generations WHERE base_sha256 = ? AND state = 'active'", (base_sha256,))
-    return _from_row(rows[0]) if rows else None
-
-
-def _before(conn: sqlite3.Connection, generation_id: int) -> int | None:
-    row = conn.execute(
-        "SELECT previous FROM activations WHERE generation = ? ORDER BY id DESC LIMIT 1", (generation_id,)
-    ).fetchone()
-    return row[0] if row else None
-
-
-def _way_back(conn: sqlite3.Connection, generation_id: int) -> list[int]:
-    """Follow each generation's last activation to the one before it. `activate` keeps out cycles."""
-    way: list[int] = []
-    step = _before(conn, generation_id)
-    while step is not None:
-        way.append(step)
-        step = _before(conn, step)
-    return way
-
-
-def _check_files(generation: Generation) -> None:
-    """Refuse names that could leave their directory, and a candidate that lacks its file."""
-    for name in (generation.adapter_file, generation.model_file):
-        if name is not None and not FILE_NAME.fullmatch(name):
-            raise RequestError(
-                f"file name {name!r} is not allowed; use letters, digits, '.', '_' and '-', "
-                "starting with a letter or digit"
-            )
-    has = (generation.model_file is not None, generation.adapter_file is not None)
-    complete = {"base": has == (False, False), "live": has[1], "baked": has == (True, False)}[generation.kind]
-    if generation.state == "candidate" and not complete:
-        raise RequestError(
-            f"a {generation.kind} generation with model file {generation.model_file} and adapter file "
-            f"{generation.adapter_file} cannot be a candidate; live needs an adapter "
-            "file, baked only a model file"
-        )
-
-
-def _from_row(row: dict[str, Any]) -> Generation:
-    parsed = {name: json.loads(row[name]) for name in ("example_ids", "config", "scores")}
-    return Generation(**row | parsed)

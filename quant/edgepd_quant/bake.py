@@ -1,11 +1,11 @@
 """Bake a delta into a copy of the quantised base file.
 
 The idea: what training changed is a number per quantisation block (kind "scale": W (1 + g), held by the block's own
-fp16 scales; "shift": W + g, held by its fp16 minimum), per row ("gain", held by all scales of the row or by unquantised
-values), or per entry of an F32 vector ("gain"). So the result has the size, the kernels and the speed of the base, and
-is an ordinary model file. The invariant: only bytes of such numbers differ from the base, each new one is the nearest
-to the exact result in its own format, and the target name never shows anything unfinished. What this does not do:
-judge whether the result is better (the gate does), or bake what the format has no number for.
+fp16 scales; "shift": W + g, held by its fp16 minimum), per row ("gain", held by all scales of the row), or per entry of
+an F32 vector ("gain"); an unquantised value is a block of its own. So the result has the size, the kernels and the
+speed of the base, and is an ordinary model file. The invariant: only bytes of such numbers differ from the base, each
+new one is the nearest to the exact result in its own format, and the target name never shows anything unfinished. What
+this does not do: judge whether the result is better (the gate does), or bake what the format has no number for.
 Memory is flat: the file is copied by the kernel and patched in tiles of rows.
 """
 
@@ -37,6 +37,7 @@ from edgepd_quant.reader import GGUFFile, TensorInfo
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 
 TILE_BYTES: Final = 1 << 20
+TILE_NUMBERS: Final = 1 << 16  # of one field; float64 copies of so many stay in the cache
 DISK_MARGIN_BYTES: Final = 16 << 20  # left free, so that the profile database can still be written
 ORIGIN: Final = "delta to bake"
 
@@ -52,12 +53,13 @@ SCALE_FIELDS: Final[dict[GGMLType, tuple[int, ...]]] = {
     GGMLType.Q6_K: (208,),  # d, at the end of the block
 }
 MINIMUM_FIELDS: Final[dict[GGMLType, tuple[int, ...]]] = {GGMLType.Q4_1: (2,), GGMLType.Q5_1: (2,)}  # m
+VALUE_FIELDS: Final[dict[GGMLType, tuple[int, ...]]] = {GGMLType.F16: (0,), GGMLType.F32: (0,)}  # the value itself
 
 # The bytes of a block (of one value, in unquantised types) that a kind changes, and so the types that can hold it.
 HELD_BY: Final[Mapping[Kind, Mapping[GGMLType, tuple[int, ...]]]] = {
-    "scale": SCALE_FIELDS,
+    "scale": SCALE_FIELDS | VALUE_FIELDS,
     "shift": MINIMUM_FIELDS,
-    "gain": SCALE_FIELDS | {GGMLType.F16: (0,), GGMLType.F32: (0,)},
+    "gain": SCALE_FIELDS | VALUE_FIELDS,
 }
 
 
@@ -66,7 +68,8 @@ class BakeReport:
     """What baking changed.
 
     `blocks` counts those of the tensors that a delta names; an unquantised value is a block of its own. The roundings
-    compare each new number with the exact result, zeros left out.
+    are relative to the exact result, or to the smallest normal number of the format where that is larger (so never
+    above 2^-11 in fp16); exact zeros are left out.
     """
 
     tensors: int
@@ -95,7 +98,8 @@ def fields(kind: Kind, qtype: GGMLType) -> tuple[int, ...]:
     held_by = HELD_BY[kind]
     if qtype not in held_by:
         known = ", ".join(known.name for known in held_by)
-        raise AdapterError(f"tensors of type {qtype.name} cannot hold a {kind} delta; possible are {known}")
+        why = " (with 8 bits, it would round most small changes away)" if qtype is GGMLType.BF16 else ""
+        raise AdapterError(f"tensors of type {qtype.name} cannot hold a {kind} delta{why}; possible are {known}")
     return held_by[qtype]
 
 
@@ -173,9 +177,10 @@ def _patch(
     """Rewrite the numbers of one tensor that hold its delta, in tiles of whole rows; a vector is one row."""
     rows = info.shape[0] if len(info.shape) == 2 else 1
     number = np.dtype("<f4" if info.qtype is GGMLType.F32 else "<f2")
-    per_block = BLOCK_SIZES[info.qtype].bytes // number.itemsize
+    block_bytes = BLOCK_SIZES[info.qtype].bytes
+    per_block = block_bytes // number.itemsize
     row_bytes = info.nbytes // rows
-    step = max(1, TILE_BYTES // row_bytes)
+    step = max(1, min(TILE_BYTES, TILE_NUMBERS * block_bytes) // row_bytes)
     added = kind == "shift" or info.name.endswith(".bias")
     for start in range(0, rows, step):
         stop = min(rows, start + step)
@@ -208,12 +213,14 @@ def _apply(
     tally: _Tally,
 ) -> None:
     """Add the change to these numbers (rows, blocks per row) or multiply them by 1 + change, rounding once."""
+    before = np.ascontiguousarray(numbers)
+    exact = before.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        exact = numbers + change if added else numbers * (1.0 + change)
-        rounded = np.where(change == 0, numbers, exact.astype(numbers.dtype))  # as -0 + 0 is another 0
-    bad = np.argwhere(~np.isfinite(rounded))
-    if len(bad):
-        first, block = (int(index) for index in bad[0])
+        exact = np.add(exact, change, out=exact) if added else np.multiply(exact, 1.0 + change, out=exact)
+        rounded = exact.astype(numbers.dtype)
+    np.copyto(rounded, before, where=change == 0)  # as -0 + 0 is another 0
+    if not np.isfinite(rounded).all():
+        first, block = (int(index) for index in np.argwhere(~np.isfinite(rounded))[0])
         operand = float(np.broadcast_to(change, numbers.shape)[first, block])
         what, act = ("offset", f"plus {operand}") if added else ("scale", f"times {1.0 + operand}")
         raise AdapterError(
@@ -221,11 +228,11 @@ def _apply(
             f" the {what} {float(numbers[first, block])} {act} does not fit into fp{8 * numbers.itemsize};"
             " train again with a lower learning rate"
         )
-    before, after = np.ascontiguousarray(numbers).view(np.uint8), np.ascontiguousarray(rounded).view(np.uint8)
-    tally.changed_bytes += int(np.count_nonzero(before != after))
-    used = exact != 0
-    error = np.abs(rounded.astype(np.float64)[used] / exact[used] - 1.0)
-    tally.numbers += error.size
+    tally.changed_bytes += int(np.count_nonzero(before.view(np.uint8) != rounded.view(np.uint8)))
+    tally.numbers += int(np.count_nonzero(exact))
+    size = np.maximum(np.abs(exact), np.finfo(numbers.dtype).tiny)
+    error = np.abs(np.subtract(exact, rounded, out=exact), out=exact)
+    error /= size
     tally.rounding_sum += float(error.sum())
     tally.rounding_max = max(tally.rounding_max, float(error.max(initial=0.0)))
     numbers[...] = rounded
@@ -234,6 +241,7 @@ def _apply(
 def _verify(source: GGUFFile, target: BinaryIO, changed_bytes: int) -> None:
     """Read both files back: same size, and as many different bytes as were changed."""
     os.fsync(target.fileno())
+    os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that what is read comes from the disk
     size = os.fstat(target.fileno()).st_size
     different, position = 0, 0
     while position < source.size:

@@ -257,15 +257,15 @@ def test_what_cannot_be_continued_is_refused(tmp_path: Path) -> None:
 
 
 def test_types_that_cannot_hold_a_kind_are_refused(tmp_path: Path) -> None:
-    with tiny_model(tmp_path, GGMLType.F16) as model:
-        with pytest.raises(TrainingError, match=rf"'{NAME}' is F16.*no block scales"):
+    with tiny_model(tmp_path, GGMLType.BF16) as model:
+        with pytest.raises(TrainingError, match=rf"'{NAME}' is BF16.*no block scales"):
             fresh("scale", model)
-        with pytest.raises(TrainingError, match=rf"'{NAME}' is F16.*no block minimum.*Q4_1, Q5_1"):
+        with pytest.raises(TrainingError, match=rf"'{NAME}' is BF16"):
+            fresh("gain", model)
+    for qtype in (GGMLType.F16, GGMLType.Q4_K):
+        reason = rf"'{NAME}' is {qtype.name}, .*no block minimum.*Q4_1, Q5_1"
+        with tiny_model(tmp_path, qtype) as model, pytest.raises(TrainingError, match=reason):
             fresh("shift", model)
-    with tiny_model(tmp_path, GGMLType.BF16) as model, pytest.raises(TrainingError, match=rf"'{NAME}' is BF16"):
-        fresh("gain", model)
-    with tiny_model(tmp_path, GGMLType.Q4_K) as model, pytest.raises(TrainingError, match=r"Q4_K.*no block minimum"):
-        fresh("shift", model)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,8 @@ def test_a_baked_tensor_is_the_changed_one(tmp_path: Path, kind: Kind, qtype: GG
                 found = QuantLinear(baked, delta.name).weight()
                 rounding = 0.0 if qtype is GGMLType.F32 else 2**-9 * expected.abs().max().item()
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=rounding)
-                assert (expected - delta.base.weight()).abs().max() > 0.1 * expected.abs().max()
+                # Of unquantised types each weight is a block, and the largest one seldom changes most.
+                assert (expected - delta.base.weight()).abs().max() > 0.03 * expected.abs().max()
 
 
 def set_random(parameters: Sequence[Tensor], size: float) -> None:

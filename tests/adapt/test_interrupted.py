@@ -19,7 +19,7 @@ import torch
 
 from edgepd.adapt import planner, worker
 from edgepd.adapt.job import Event, Job, JobExample, Outcome, Progress
-from edgepd.settings import Train
+from edgepd.settings import Gate, Train
 from edgepd_quant.types import GGMLType
 from tests.tiny_gguf import tiny_llama
 
@@ -56,10 +56,15 @@ def job_for(base: Path, directory: Path, **settings: Any) -> Job:
         data_hash="cd" * 32,
         settings=asdict(Train()) | {"rank": 2, "epochs": 2, "fast_seconds": 3600.0} | settings,
         threads=1,
-        max_perplexity_rise=1e9,
-        min_kept_gain=0.9,
+        gate=asdict(Gate()),
         max_tokens=256,
     )
+
+
+def run(job: Job) -> Outcome:
+    """Run to the end; its outcome."""
+    (outcome,) = (event for event in worker.run(job) if isinstance(event, Outcome))
+    return outcome
 
 
 class Killed(Exception):
@@ -75,13 +80,12 @@ def interrupted(job: Job, at_step: int, monkeypatch: pytest.MonkeyPatch) -> None
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(worker, "emit", emit)
-        worker.run(job)
+        run(job)
 
 
 def steps_of(job: Job, capsys: pytest.CaptureFixture[str]) -> tuple[int, int]:
     """Run to the end; return the steps of the run and how many of them were made now."""
-    outcome = worker.run(job)
-    assert isinstance(outcome, Outcome)
+    outcome = run(job)
     assert not Path(job.checkpoint_dir).exists(), "what could be resumed is of no more use"
     return outcome.scores["steps"], capsys.readouterr().out.count('"stage": "train"')
 
@@ -128,8 +132,7 @@ def test_less_memory_than_before_is_kept_to(
     with monkeypatch.context() as patch:
         patch.setattr(planner, "plan", watched)
         patch.setattr(planner, "MICRO_CHOICES", (64,))  # all that memory is left for
-        outcome = worker.run(job)
-    assert isinstance(outcome, Outcome)
+        outcome = run(job)
     carried_out = outcome.scores["plan"]
     assert any(found.micro_tokens == carried_out["micro_tokens"] for found in plans), "predicted for what is done"
     assert carried_out["predicted_rss_mb"] <= carried_out["budget_mb"]
@@ -138,7 +141,7 @@ def test_less_memory_than_before_is_kept_to(
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
 def test_the_peak_of_memory_is_that_of_the_child_alone() -> None:
     """Right after its start, the kernel counts what its parent had as the child's maximum."""
-    program = "from edgepd.adapt import worker\nprint(worker._peak_bytes())"
+    program = "from edgepd.adapt import run_plan\nprint(run_plan.peak_bytes())"
     small = f"import sys\nsys.path[:0] = {[entry for entry in sys.path if entry]!r}\n{program}"
     large = f"import subprocess, sys\nx = b'x' * (600 << 20)\nsubprocess.run([sys.executable, '-c', {small!r}])"
     done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, timeout=120, check=True)

@@ -9,12 +9,24 @@ from typing import Any
 
 import pytest
 
-from edgepd.adapt.job import Job, JobExample, Outcome, Planned, Progress, Refused, read_event, write_event
+from edgepd.adapt.job import (
+    Event,
+    Job,
+    JobExample,
+    Outcome,
+    Planned,
+    Progress,
+    Refused,
+    Reviewed,
+    read_event,
+    write_event,
+)
 from edgepd.errors import TrainingError
-from edgepd.settings import Train
+from edgepd.settings import Gate, Train
 
 EXAMPLE = JobExample("i_1", [{"role": "user", "content": "Grüß\n\ud83dx"}], "Good\u2028day", 0.5)
-EDIT = JobExample("i_2", [], "yes", rejected="no", reward=-0.5, conversation="c_1")
+SHOT = [{"role": "user", "content": "Before?"}, {"role": "assistant", "content": "After."}]
+EDIT = JobExample("i_2", [], "yes", rejected="no", reward=-0.5, conversation="c_1", shots=SHOT)
 UNWANTED = JobExample("i_3", [], "no", desirable=False)
 
 
@@ -35,8 +47,7 @@ def job(**fields: Any) -> Job:
         "data_hash": "cd" * 32,
         "settings": asdict(Train()),
         "threads": 2,
-        "max_perplexity_rise": 0.02,
-        "min_kept_gain": 0.9,
+        "gate": asdict(Gate()),
         "max_tokens": 512,
     }
     return Job(**(values | fields))
@@ -47,7 +58,7 @@ def job(**fields: Any) -> Job:
     [
         job(),
         job(kind="baked", current_adapter="/g/live-1.gguf", parent=7, plan_only=True),
-        job(start_adapter="/g/live-1.gguf"),
+        job(start_adapter="/g/live-1.gguf", profile_prompt="Answer\nbriefly."),
     ],
 )
 def test_a_job_survives_the_pipe(given: Job) -> None:
@@ -81,9 +92,11 @@ def test_a_job_with_a_field_that_is_not_known() -> None:
         Outcome(True, "it is better", {"held_out_after": 1.5, "steps": 18}, "ab" * 32, {"i_1": "too long"}),
         Outcome(False, "worse"),
         Refused("the base\nhas changed"),
+        Reviewed(True, "of all arms adapter does best", {"arms": {"base": 2.5, "adapter": 1.5}}),
+        Reviewed(False, "too much was lost"),
     ],
 )
-def test_events_are_one_line_and_survive_the_pipe(event: Progress | Planned | Outcome | Refused) -> None:
+def test_events_are_one_line_and_survive_the_pipe(event: Event) -> None:
     line = write_event(event)
     assert "\n" not in line
     assert read_event(line + "\n") == event
@@ -107,6 +120,7 @@ def test_numbers_that_are_none_survive_too() -> None:
         '{"progress": {"stage": "load", "mood": 1}}',
         '{"news": {}}',
         '{"planned": {}}',
+        '{"reviewed": {"kept": true}}',
         '{"progress": {"stage": "load"}, "refused": {"reason": "x"}}',
         '{"refused": null}',
         '{"refused": "x"}',

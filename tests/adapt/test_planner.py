@@ -32,7 +32,7 @@ from edgepd.adapt.objectives import DPO, SFT
 from edgepd.adapt.planner import MIB, Plan, Request, as_dict, carry_out, plan, probe_gemm
 from edgepd.config import declarations
 from edgepd.errors import TrainingError
-from edgepd_daemon.trainer import CHILD_ENVIRONMENT
+from edgepd_daemon.training_child import CHILD_ENVIRONMENT
 from edgepd_quant.reader import GGUFFile
 from tests.adapt.helpers import Recorder, epochs_of, random_examples, tiny_decoder
 

@@ -17,7 +17,7 @@ from edgepd.adapt.objectives import DPO, KTO, SFT, AnchorKL
 from edgepd.adapt.recipe import Data, make_recipe, prepare_data, read_settings, stopping_set
 from edgepd.config import declarations
 from edgepd.errors import ConfigError, TrainingError
-from edgepd.settings import Train
+from edgepd.settings import Gate, Train
 from edgepd_quant.types import GGMLType
 from tests.adapt.helpers import random_examples, tiny_decoder
 from tests.tiny_gguf import tiny_llama
@@ -38,8 +38,7 @@ def job(kind: JobKind = "live", **settings: Any) -> Job:
         data_hash="",
         settings=asdict(Train()) | settings,
         threads=1,
-        max_perplexity_rise=0.02,
-        min_kept_gain=0.9,
+        gate=asdict(Gate()),
         max_tokens=200,
     )
 

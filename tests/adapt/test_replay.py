@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepd.adapt import replay
+from edgepd.adapt import generate, replay
 from edgepd.adapt.examples import encode
 from edgepd.adapt.replay import General, anchor_prompts, draw, encode_general, general_examples
 from edgepd.chat import ChatFormat
@@ -55,7 +55,7 @@ def test_the_bundled_prompts() -> None:
 def test_answers_are_the_bases_own(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a temperature near zero they are what llama.cpp finds likeliest, computed one by one without a cache."""
     monkeypatch.setattr(replay, "TEMPERATURE", 1e-6)
-    monkeypatch.setattr(replay, "SEQUENCES", 3)
+    monkeypatch.setattr(generate, "SEQUENCES", 3)
     found = {example.id: example for example in base(tmp_path, 5, max_tokens=3)}
     assert found
     for i, prompt in enumerate(anchor_prompts()[:5]):

@@ -17,12 +17,26 @@ import numpy as np
 import pytest
 import torch
 
-from edgepd.adapt.job import Event, Job, JobExample, JobKind, Outcome, Progress, Refused, read_event, write_event
-from edgepd.adapt.worker import run
+from edgepd.adapt import proof, worker
+from edgepd.adapt.gate import verdict, verifiable
+from edgepd.adapt.job import (
+    Event,
+    Job,
+    JobExample,
+    JobKind,
+    Outcome,
+    Planned,
+    Progress,
+    Refused,
+    Reviewed,
+    read_event,
+    write_event,
+)
 from edgepd.errors import TrainingError
-from edgepd.settings import Train
+from edgepd.settings import Gate, Train
 from edgepd_quant.adapter_file import check_adapter, read_adapter
 from edgepd_quant.bake import fields
+from edgepd_quant.merge import scaled
 from edgepd_quant.reader import GGUFFile
 from edgepd_quant.types import BLOCK_SIZES, GGMLType
 from tests.tiny_gguf import tiny_llama
@@ -40,7 +54,11 @@ QUESTIONS = (
     "What is two plus two?",
     "How far away is the moon?",
     "Why is the sky blue?",
+    "When does the shop open?",
+    "Do you like music?",
 )
+# What a gate of a random model does not look at: it has nothing to forget.
+LAX = {"max_perplexity_rise": 1e9, "max_kl": 1e9, "max_verifiable_drop": 1.0}
 
 
 def style(number: int, question: str) -> JobExample:
@@ -74,8 +92,7 @@ def job_for(base: Path, directory: Path, kind: JobKind, **fields: Any) -> Job:
         "replay_dir": str(directory / "replay"),
         "settings": settings(**own),
         "threads": 1,
-        "max_perplexity_rise": 1e9,
-        "min_kept_gain": 0.9,
+        "gate": asdict(Gate()) | LAX,
         "max_tokens": 512,
         "parent": 3,
     }
@@ -132,43 +149,129 @@ def check_baked_file(outcome: Outcome, job: Job) -> None:
 
 
 def check(outcome: Outcome, job: Job, printed: str) -> None:
-    """What holds for every run that came to an outcome."""
+    """What holds for every run that came to an outcome and passed."""
     assert outcome.file_sha256 == hashlib.sha256(Path(job.output).read_bytes()).hexdigest()
-    # llama.cpp rounds activations to 8 bits, and baking rounds scales to fp16; we do neither.
-    assert outcome.scores["held_out_torch"] == pytest.approx(outcome.scores["held_out_after"], abs=0.02)
     stages = [e.stage for e in events_of(printed) if isinstance(e, Progress)]
     steps = int(outcome.scores["steps"])
-    assert stages == ["load", *["train"] * steps, "write", "gate"]
+    assert stages == ["load", *["train"] * steps, "write", *["gate"] * 6, "review"]
+    gate = [(e.done, e.total) for e in events_of(printed) if isinstance(e, Progress) and e.stage == "gate"]
+    assert gate == [(0, 0), *((n, 5) for n in range(1, 6))]
     assert not Path(job.checkpoint_dir).exists()
+    assert {"load_s", "train_s", "write_s", "gate_s", "strength", "improvement", "guards"} <= set(outcome.scores)
     if job.kind == "live":
         check_live_file(outcome, job)
     else:
         check_baked_file(outcome, job)
+        # Baking rounds scales to fp16, and llama.cpp rounds activations to 8 bits; torch does neither.
+        assert outcome.scores["baked_max_difference"] < 0.1
+        assert outcome.scores["baked_mean_difference"] < 0.01
+        assert outcome.scores["baked_llama_difference"] < 0.05
 
 
-@pytest.mark.parametrize("kind", ["live", "baked"])
-def test_a_tiny_model(tiny: Path, tmp_path: Path, kind: JobKind, capsys: pytest.CaptureFixture[str]) -> None:
-    job = job_for(tiny, tmp_path, kind, live_learning_rate=0.01, scale_learning_rate=0.01)
-    outcome = run(job)
+def run(job: Job) -> Outcome:
+    """Run to the end; its outcome."""
+    (outcome,) = (event for event in worker.run(job) if isinstance(event, Outcome))
+    return outcome
+
+
+@pytest.fixture
+def speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the gate pass over how a random model speaks, which is in circles."""
+    for name in ("MOST_EMPTY", "MOST_UNENDED", "MOST_REPEATED", "MOST_SAME"):
+        monkeypatch.setattr(verdict, name, 1.0)
+
+
+ARMS = {"base", "profile", "retrieval", "adapter", "adapter+retrieval"}
+
+
+@pytest.mark.usefixtures("speaks")
+def test_a_live_adapter_of_a_tiny_model(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is reviewed after its outcome, so that nobody waits for that."""
+    job = job_for(tiny, tmp_path, "live", live_learning_rate=0.01)
+    outcome, review = worker.run(job)
+    assert isinstance(outcome, Outcome) and isinstance(review, Reviewed)
     check(outcome, job, capsys.readouterr().out)
-    assert outcome.promoted
+    assert outcome.promoted, outcome.reason
     assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"]
     assert outcome.scores["steps"] == 6  # 9 examples, 4 at a time, twice
+    assert "arms" not in outcome.scores
+    assert review.kept
+    assert set(review.scores["arms"]) == ARMS
+    assert review.scores["verifiable"]["prompts"] == proof.QUICK_VERIFIABLE
+    assert [guard["name"] for guard in review.scores["guards"]][-1] == "verifiable prompts"
+    assert review.scores["review_s"] >= 0
+
+
+@pytest.mark.usefixtures("speaks")
+def test_a_baked_tiny_model(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is reviewed before its outcome, all of it."""
+    job = job_for(tiny, tmp_path, "baked", scale_learning_rate=0.01)
+    (outcome,) = worker.run(job)
+    assert isinstance(outcome, Outcome)
+    check(outcome, job, capsys.readouterr().out)
+    assert outcome.promoted, outcome.reason
+    assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"]
+    assert outcome.scores["steps"] == 6
+    assert set(outcome.scores["arms"]) == ARMS
+    assert outcome.scores["verifiable"]["prompts"] == len(verifiable.prompts())
+
+
+@pytest.mark.usefixtures("speaks")
+def test_a_baked_file_that_says_something_else_is_not_promoted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mistake in baking would do: the file holds twice of what was trained."""
+    bake = worker.bake
+    monkeypatch.setattr(worker, "bake", lambda base, delta, out: bake(base, scaled(delta, 2.0), out))
+    outcome = run(job_for(tiny, tmp_path, "baked", scale_learning_rate=0.01))
+    assert not outcome.promoted
+    assert outcome.reason.startswith("the baked file does not answer as what was trained: baked ")
+
+
+@pytest.mark.usefixtures("speaks")
+def test_what_is_weakened_is_what_is_written(tiny: Path, tmp_path: Path) -> None:
+    """A run whose adapter goes a little too far writes it again, and reports the file as it is then."""
+    free = run(job_for(tiny, tmp_path, "live", live_learning_rate=0.01))
+    whole = read_adapter(tmp_path / "live.gguf")
+    assert free.scores["strength"] == 1.0
+    limit = {**asdict(Gate()), **LAX, "max_kl": 0.6 * free.scores["general_kl"]}
+    outcome = run(job_for(tiny, tmp_path, "live", live_learning_rate=0.01, gate=limit))
+    assert outcome.promoted, outcome.reason
+    strength = outcome.scores["strength"]
+    assert 0.5 <= strength < 1
+    assert outcome.scores["general_kl"] <= limit["max_kl"]
+    assert outcome.file_sha256 == hashlib.sha256((tmp_path / "live.gguf").read_bytes()).hexdigest()
+    assert read_adapter(tmp_path / "live.gguf").alpha == pytest.approx(strength * whole.alpha)
+    assert outcome.file_sha256 != free.file_sha256
+
+
+def test_a_plan_is_all_that_was_asked_for(tiny: Path, tmp_path: Path) -> None:
+    (planned,) = worker.run(job_for(tiny, tmp_path, "live", plan_only=True))
+    assert isinstance(planned, Planned)
+    assert planned.plan["steps"] == 6
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("kind", ["live", "baked"])
 def test_the_real_model(model_path: Path, tmp_path: Path, kind: JobKind) -> None:
-    """llama.cpp, as it serves, and torch, as it trained, give the held-out answers the same loss."""
-    job = job_for(model_path, tmp_path, kind, threads=2)
+    """Its held-out answers become likelier, and what it says before it is through is what it says at the end."""
+    job = job_for(model_path, tmp_path, kind, threads=2, replay_examples=8)
     code, printed, _ = child(job.to_json())
-    outcome = events_of(printed)[-1]
-    assert isinstance(outcome, Outcome), outcome
+    events = [event for event in events_of(printed) if not isinstance(event, Progress)]
     assert code == 0
-    check(outcome, job, printed)
+    outcome = events[0]
+    assert isinstance(outcome, Outcome), outcome
     assert outcome.promoted, outcome.reason
+    check(outcome, job, printed)
     assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"] - 0.5
     assert outcome.skipped == {}
+    if kind == "live":
+        (review,) = events[1:]
+        assert isinstance(review, Reviewed)
+        assert set(review.scores["arms"]) == ARMS
+    else:
+        assert events[1:] == []
 
 
 def test_the_same_job_gives_the_same_file(tiny: Path, tmp_path: Path) -> None:
@@ -183,7 +286,7 @@ def timed(outcome: Outcome) -> list[str]:
 
 
 def test_what_the_gate_refuses_is_reported_as_such(tiny: Path, tmp_path: Path) -> None:
-    outcome = run(job_for(tiny, tmp_path, "live", max_perplexity_rise=-1.0))  # nothing can fall by all of it
+    outcome = run(job_for(tiny, tmp_path, "live", gate=asdict(Gate()) | LAX | {"max_perplexity_rise": -1.0}))
     assert not outcome.promoted
     assert outcome.reason.startswith("perplexity on general text rose by")
     assert outcome.scores["held_out_after"] < outcome.scores["held_out_before"]
@@ -233,10 +336,10 @@ def child(text: str) -> tuple[int, str, str]:
 def test_the_process_speaks_the_contract(tiny: Path, tmp_path: Path) -> None:
     code, printed, errors = child(job_for(tiny, tmp_path, "live").to_json())
     assert (code, errors) == (0, "")
-    *progress, last = events_of(printed)
-    assert all(isinstance(event, Progress) for event in progress)
-    assert isinstance(last, Outcome)
-    assert json.loads(write_event(last))["outcome"]["promoted"] is last.promoted
+    outcome, *review = [event for event in events_of(printed) if not isinstance(event, Progress)]
+    assert isinstance(outcome, Outcome)
+    assert json.loads(write_event(outcome))["outcome"]["promoted"] is outcome.promoted
+    assert [type(event) for event in review] == [Reviewed] * outcome.promoted
 
 
 def test_the_process_refuses_with_a_reason_and_its_exit_code(tiny: Path, tmp_path: Path) -> None:

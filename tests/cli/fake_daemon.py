@@ -101,13 +101,32 @@ ACTIVITY: Json = {
     "training": {"run": None, "progress": None, "last": None},
     "problems": [],
 }
+PLAIN: Json = {  # what generations have in common here
+    "base_sha256": "ab" * 32,
+    "adapter_file": None,
+    "model_file": None,
+    "file_sha256": None,
+    "activated_at": None,
+    "config": {},
+    "scores": {},
+    "reason": "",
+    "pinned": False,
+    "pending": False,
+    "confirmed_at": None,
+    "healthy": 0,
+    "strikes": 0,
+    "bytes": None,
+    "file": None,
+}
 GENERATIONS: Json = {
     "active": 2,
+    "previous": 1,
     "generations": [
-        {"id": 2, "parent": 1, "kind": "live", "state": "active", "created_at": 1000.0, "example_ids": ["a", "b"]}
-        | {"scores": {"held_out_before": 3.2154, "held_out_after": 2.9}, "reason": None},
-        {"id": 1, "parent": None, "kind": "base", "state": "retired", "created_at": 900.0, "example_ids": []}
-        | {"scores": {}, "reason": None},
+        {**PLAIN, "id": 2, "parent": 1, "kind": "live", "state": "active", "created_at": 1000.0}
+        | {"example_ids": ["a", "b"], "scores": {"held_out_before": 3.2154, "held_out_after": 2.9}}
+        | {"pinned": True, "pending": True, "strikes": 1, "bytes": 4 * 2**20 + 2**19, "file": "/g/2.gguf"},
+        {**PLAIN, "id": 1, "parent": None, "kind": "base", "state": "retired", "created_at": 900.0, "example_ids": []}
+        | {"reason": None},
     ],
 }
 INTERACTION: Json = {
@@ -174,10 +193,10 @@ def stream(*pieces: str, interaction_id: str | None = "i7", warnings: tuple[str,
     return Reply(events=[event | {"interaction_id": interaction_id} for event in [*map(chunk, pieces), last]])
 
 
-def answer(text: str) -> Reply:
+def answer(text: str, interaction_id: str | None = "i7") -> Reply:
     """A complete answer that is not streamed."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return Reply({"object": "chat.completion", "choices": [choice], "interaction_id": "i7", "generation": 3})
+    return Reply({"object": "chat.completion", "choices": [choice], "interaction_id": interaction_id, "generation": 3})
 
 
 @dataclass

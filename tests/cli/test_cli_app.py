@@ -32,7 +32,9 @@ def test_version(edgepd: Edgepd) -> None:
 
 def test_commands_are_these() -> None:
     assert sorted(" ".join(path) for path, _ in commands(main)) == [
-        *("adapters list", "adapters rollback", "adapters use", "ask", "bad", "chat", "config show"),
+        *("adapters bake", "adapters delete", "adapters diff", "adapters export", "adapters import", "adapters list"),
+        *("adapters merge", "adapters pin", "adapters rollback", "adapters show", "adapters unpin", "adapters use"),
+        *("ask", "bad", "chat", "compare", "config show"),
         *(
             "daemon reload",
             "daemon run",
@@ -44,6 +46,7 @@ def test_commands_are_these() -> None:
             "model list",
             "model remove",
             "model use",
+            "prefer",
             "status",
             "train",
             "undo",
@@ -95,7 +98,16 @@ def test_python_dash_m_edgepd_is_the_same_program() -> None:
         (("train", "--plan"), None),
         (("watch",), None),
         (("watch", "--once"), None),
+        (("prefer", "i1", "i2"), None),
+        (("compare", "--choose", "1", "Who?"), None),
         (("adapters", "list"), None),
+        (("adapters", "show", "1"), None),
+        (("adapters", "diff", "1", "2"), None),
+        (("adapters", "delete", "1", "--yes"), None),
+        (("adapters", "pin", "1"), None),
+        (("adapters", "bake"), None),
+        (("adapters", "export", "1", "x.gguf"), None),
+        (("adapters", "merge", "1", "2"), None),
         (("adapters", "rollback"), None),
         (("adapters", "use", "1"), None),
         (("daemon", "reload"), None),

@@ -11,7 +11,8 @@ from threading import Event
 import pytest
 
 from edgepd import errors
-from edgepd.client import ERROR_CLASSES, Client
+from edgepd.client import Client
+from edgepd.client_errors import ERROR_CLASSES
 from edgepd.errors import (
     BusyError,
     ContextOverflowError,
@@ -174,6 +175,11 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
     daemon.on("POST /edgepd/v1/reload", {"applied": ["log.level"], "needs_restart": []})
     daemon.on("POST /edgepd/v1/generations/rollback", {"active": 1, "previous": 2, "prepare_ms": 3.0})
     daemon.on("POST /edgepd/v1/generations/activate", {"active": 1, "previous": 2, "prepare_ms": 3.0})
+    daemon.on("GET /edgepd/v1/generations/3", {"generation": {"id": 3}})
+    daemon.on("GET /edgepd/v1/generations/2/diff/3", {"a": 2, "b": 3})
+    daemon.on("DELETE /edgepd/v1/generations/3", {"generation": {"id": 3}, "freed_bytes": 7})
+    for route in ("3/pin", "import", "merge"):
+        daemon.on(f"POST /edgepd/v1/generations/{route}", {"generation": {"id": 3}})
     with Client(daemon.socket) as client:
         assert client.models() == [{"id": "base"}]
         assert client.chat(REQUEST) == {"id": "x"}
@@ -190,6 +196,14 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         client.rollback()
         client.rollback(4)
         client.activate(3, expected=2)
+        assert client.generation(3) == {"generation": {"id": 3}}
+        assert client.diff_generations(2, 3) == {"a": 2, "b": 3}
+        assert client.delete_generation(3)["freed_bytes"] == 7
+        assert client.pin_generation(3, True) == {"id": 3}
+        assert client.import_generation(Path("/tmp/x.gguf")) == {"id": 3}
+        assert client.merge_generations([2, 4]) == {"id": 3}
+        assert client.merge_generations((2, 4), (0.5, 2), 8) == {"id": 3}
+        client.prefer("i1", "i2", source="cli")
         assert client.reload() == {"applied": ["log.level"], "needs_restart": []}
     assert [(asked.method, asked.path, asked.query, asked.body) for asked in daemon.requests] == [
         ("GET", "/v1/models", "", {}),
@@ -207,5 +221,13 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         ("POST", "/edgepd/v1/generations/rollback", "", {}),
         ("POST", "/edgepd/v1/generations/rollback", "", {"to": 4}),
         ("POST", "/edgepd/v1/generations/activate", "", {"generation": 3, "expected": 2}),
+        ("GET", "/edgepd/v1/generations/3", "", {}),
+        ("GET", "/edgepd/v1/generations/2/diff/3", "", {}),
+        ("DELETE", "/edgepd/v1/generations/3", "", {}),
+        ("POST", "/edgepd/v1/generations/3/pin", "", {"pinned": True}),
+        ("POST", "/edgepd/v1/generations/import", "", {"path": "/tmp/x.gguf"}),
+        ("POST", "/edgepd/v1/generations/merge", "", {"generations": [2, 4], "weights": None, "rank": None}),
+        ("POST", "/edgepd/v1/generations/merge", "", {"generations": [2, 4], "weights": [0.5, 2], "rank": 8}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "preferred_over": "i2", "source": "cli"}),
         ("POST", "/edgepd/v1/reload", "", {}),
     ]

@@ -1,4 +1,4 @@
-"""`edgepd good`, `bad`, `fix` and `undo`."""
+"""`edgepd good`, `bad`, `fix`, `prefer` and `undo`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def test_closing_the_editor_without_a_change_keeps_nothing(
     [
         ((), "", 2, "feedback on i7: 2 taken back\n"),
         (("i7", "--kind", "edit"), "kind=edit", 1, "feedback on i7: 1 taken back\n"),
+        (("i7", "--kind", "preferred"), "kind=preferred", 1, "feedback on i7: 1 taken back\n"),
         (("i7",), "", 0, "feedback on i7: there was none\n"),
     ],
 )
@@ -97,3 +98,15 @@ def test_undo(judged: FakeDaemon, edgepd: Edgepd, args: tuple[str, ...], query: 
     assert (result.exit_code, result.stdout) == (0, text)
     last = judged.requests[-1]
     assert (last.method, last.path, last.query) == ("DELETE", "/edgepd/v1/feedback/i7", query)
+
+
+def test_prefer(judged: FakeDaemon, edgepd: Edgepd) -> None:
+    result = edgepd("prefer", "i7", "i6")
+    assert (result.exit_code, result.stdout) == (0, "i7 is preferred over i6\n")
+    assert judged.asked(PATH) == [{"interaction_id": "i7", "preferred_over": "i6", "source": "cli"}]
+
+
+def test_an_answer_is_not_better_than_itself(judged: FakeDaemon, edgepd: Edgepd) -> None:
+    result = edgepd("prefer", "i7", "i7")
+    assert (result.exit_code, judged.requests) == (2, [])
+    assert result.stderr == "Error: answer 'i7' cannot be better than itself; give the IDs of two answers\n"

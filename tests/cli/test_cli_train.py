@@ -1,4 +1,4 @@
-"""`edgepd train`, `status` and `adapters`."""
+"""`edgepd train` and `status`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from edgepd.cli.output import duration, moment
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import GENERATIONS, NUMBERS, RUN, STATUS, FakeDaemon, Json, Reply, error
+from tests.cli.fake_daemon import NUMBERS, RUN, STATUS, FakeDaemon, Json, Reply, error
 
 START = "POST /edgepd/v1/training"
 PLAN = "POST /edgepd/v1/training/plan"
@@ -24,7 +24,6 @@ PROGRESS = {
     "rss_mb": 512.4,
     "paused": None,
 }
-SWITCHED = {"active": 1, "previous": 2, "prepare_ms": 12.4}
 
 
 @pytest.fixture
@@ -226,42 +225,6 @@ def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> Non
     assert status_lines(daemon, edgepd, **loading)["training"] == "run r1 (live) running: load"
     ended = {"training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None}}
     assert status_lines(daemon, edgepd, **ended)["training"] == "run r1 (live) rejected: worse"
-
-
-def test_adapters_list(daemon: FakeDaemon, edgepd: Edgepd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepd.cli.adapters.moment", lambda seconds: f"t{seconds:.0f}")
-    daemon.on("GET /edgepd/v1/generations", GENERATIONS)
-    assert edgepd("adapters", "list").stdout == (
-        "   id  parent  kind  state    held-out loss   examples  made\n"
-        "*  2   1       live  active   3.215 -> 2.900  2         t1000\n"
-        "   1   -       base  retired  -               0         t900\n"
-    )
-    assert json.loads(edgepd("adapters", "list", "--json").stdout) == GENERATIONS
-
-
-@pytest.mark.parametrize(
-    ("args", "route", "body"),
-    [
-        (("rollback",), "rollback", {}),
-        (("rollback", "--to", "1"), "rollback", {"to": 1}),
-        (("use", "1"), "activate", {"generation": 1, "expected": None}),
-    ],
-)
-def test_switching(
-    daemon: FakeDaemon, edgepd: Edgepd, args: tuple[str, ...], route: str, body: dict[str, object]
-) -> None:
-    daemon.on(f"POST /edgepd/v1/generations/{route}", SWITCHED)
-    result = edgepd("adapters", *args)
-    assert (result.exit_code, result.stdout) == (0, "generation 1 is live (before: 2), prepared in 12 ms\n")
-    assert daemon.asked(f"/edgepd/v1/generations/{route}") == [body]
-    assert json.loads(edgepd("adapters", *args, "--json").stdout) == SWITCHED
-
-
-def test_unknown_generation(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    daemon.on("POST /edgepd/v1/generations/activate", error(404, "not_found", "no generation 99"))
-    result = edgepd("adapters", "use", "99")
-    assert (result.exit_code, result.stderr) == (4, "Error: no generation 99\n")
-    assert edgepd("adapters", "use", "newest").exit_code == 2
 
 
 @pytest.mark.parametrize(

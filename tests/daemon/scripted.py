@@ -50,6 +50,7 @@ class ScriptedGenerations:
         """`directory` is where the files would be."""
         self.base = SimpleNamespace(name="tiny", path=directory / "tiny.gguf", sha256=BASE_SHA256)
         self.problem: str | None = None
+        self.answers: list[int] = []  # the generations whose answers came to their end
         self._versions = {
             1: Version(1, self.base.path, fingerprint="one"),
             2: Version(2, self.base.path, directory / "2.adapter.gguf", fingerprint="two"),
@@ -75,6 +76,10 @@ class ScriptedGenerations:
     def resolve(self, model: str) -> Version:
         """Return the version that a name means."""
         return self._versions[self.named(model).id]
+
+    def answered(self, version: Version) -> None:
+        """Count the answers that came to their end."""
+        self.answers.append(version.generation)
 
     def model_id(self, version: Version) -> str:
         """Name a version as the real one does."""

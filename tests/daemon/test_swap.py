@@ -1,4 +1,4 @@
-"""The promises of a swap, with the real model: what runs is not touched, what comes next is as in a fresh process."""
+"""The promises of a swap: what runs is not touched, what comes next is as in a fresh process, what is old is closed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from edgepd.models import Catalog
+from edgepd_daemon.engine.types import Text, Version
+from edgepd_quant.types import GGMLType
 from tests.daemon.adapters import random_lora
-from tests.daemon.running import Background, Daemon, Json, joined, running, short_directory, text_of
+from tests.daemon.generating import ask, running_engine
+from tests.daemon.running import Background, Daemon, Json, joined, running, short_directory, text_of, wait_for
 from tests.daemon.test_refused import plant
-
-pytestmark = pytest.mark.real_model
+from tests.tiny_gguf import tiny_llama
 
 MODEL = "smollm2-135m-instruct-q4_1"
 SETTINGS = ("serve.adapt_threads=false", "serve.slots=2", "serve.context_tokens=1024", f"serve.model={MODEL}")
@@ -60,6 +62,7 @@ def home(model_path: Path) -> Iterator[Home]:
         yield Home(directory, model_path.parent)
 
 
+@pytest.mark.real_model
 def test_a_swap_while_an_answer_streams(home: Home) -> None:
     with home.daemon() as daemon:
         undisturbed = daemon.answer(STORY, max_tokens=150, cache_prompt=False)
@@ -89,3 +92,27 @@ def test_a_swap_while_an_answer_streams(home: Home) -> None:
         assert fresh.answer(OTHER, max_tokens=30, cache_prompt=False) == before
         assert text_of(conversation(fresh, TURNS[:1])) == text_of(first_turn)
         assert fresh.stop() == 0
+
+
+def test_the_old_model_file_is_closed_after_its_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two baked files: the stream on the old one ends as it began while the new one serves, then the old one goes."""
+    monkeypatch.setattr("edgepd_daemon.engine.loop.IDLE_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("edgepd_daemon.engine.loop.GRACE_SECONDS", 0.2)
+    old, new = (Version(seed, tiny_llama(tmp_path / f"{seed}.gguf", qtype=GGMLType.Q4_1, seed=seed)) for seed in (1, 2))
+    maps = Path("/proc/self/maps")
+    with running_engine(context_tokens=2048) as engine:
+        engine.prepare(old)
+        engine.keep(old)
+        undisturbed = ask(engine, [5, 6, 7], old, 1500, reuse_cache=False).text
+        stream = ask(engine, [5, 6, 7], old, 1500, reuse_cache=False)
+        stream.wait_for_first()
+        engine.prepare(new)
+        engine.keep(new)
+        after = ask(engine, [5, 6, 7], new, 20, reuse_cache=False).text
+        assert isinstance(stream.events[-1], Text), "the stream was over too early to show anything"
+        assert {model.path for model in engine.status().models} == {str(old.model), str(new.model)}
+        assert str(old.model) in maps.read_text()
+        assert stream.text == undisturbed
+        wait_for(lambda: str(old.model) not in maps.read_text(), 20)
+        assert [model.path for model in engine.status().models] == [str(new.model)]
+        assert ask(engine, [5, 6, 7], new, 20, reuse_cache=False).text == after != undisturbed

@@ -1,7 +1,7 @@
 """Training through a real daemon: from corrections to a generation that serves, and every way in which it can end.
 
-The tiny random model learns to give one short answer, which is enough to be promoted if the gate allows its general
-perplexity to rise.
+The tiny random model learns to give one short answer, which is enough to be promoted if the gate allows it to read
+general text quite differently.
 """
 
 from __future__ import annotations
@@ -21,15 +21,21 @@ LEARNS = (
     "train.live_learning_rate=0.01",
     "train.scale_learning_rate=0.05",
     "gate.max_perplexity_rise=1",
+    "gate.max_kl=10",
 )
 ENDLESS = (*LEARNS, "train.epochs=1000")
 LESSON = "the hello"
 
 
 def teach(daemon: Daemon) -> None:
-    """Eight corrected answers in as many conversations."""
-    for n in range(8):
+    """Twelve corrected answers in as many conversations; too short to be near-duplicates."""
+    for n in range(12):
         daemon.edit(f"Swordfish number {n}", LESSON)
+
+
+def reviewed(daemon: Daemon) -> None:
+    """Wait for the end of the review of what serves already."""
+    wait_for(lambda: daemon.get("/edgepd/v1/status")["training"]["progress"] is None)
 
 
 def generations(daemon: Daemon) -> dict[int, tuple[str, str]]:
@@ -71,9 +77,8 @@ def test_a_live_adapter_from_corrections_to_rollback(edgepd_home: Path, tiny_mod
         run = daemon.train("live")
         assert (run["state"], run["kind"], run["parent_generation"], run["generation"]) == ("promoted", "live", 1, 2)
         numbers = run["numbers"]
-        assert (numbers["held_out_examples"], numbers["improved_examples"], numbers["epochs"]) == (2, 2, 3)
+        assert (numbers["held_out_examples"], numbers["improved_examples"], numbers["epochs"]) == (5, 5, 3)
         assert numbers["held_out_after"] < numbers["held_out_before"] - 1
-        assert abs(numbers["held_out_after"] - numbers["held_out_torch"]) < 0.01
         assert run["reason"].startswith(f"held-out loss fell from {numbers['held_out_before']:.3f} to ")
         assert learned(daemon) == LESSON
         assert learned(daemon, model="base") == learned(daemon, model="tiny@1") == before
@@ -83,7 +88,12 @@ def test_a_live_adapter_from_corrections_to_rollback(edgepd_home: Path, tiny_mod
         assert files(daemon) == ["live-1.gguf"]
         assert not (daemon.paths.runs_dir / "live").exists()  # no checkpoint is left
 
+        reviewed(daemon)
         [_, made] = daemon.get("/edgepd/v1/generations")["generations"]
+        assert (made["state"], made["reason"]) == ("active", run["reason"])
+        arms = made["scores"]["arms"]
+        assert set(arms) == {"base", "profile", "retrieval", "adapter", "adapter+retrieval"}
+        assert (arms["base"], arms["adapter"]) == (numbers["held_out_base"], numbers["held_out_after"])
         assert (made["config"]["settings"]["rank"], made["config"]["settings"]["epochs"]) == (8, 3)
 
         back = daemon.post("/edgepd/v1/generations/rollback", {})
@@ -119,11 +129,11 @@ def test_a_plan_costs_nothing(edgepd_home: Path, tiny_models: Path) -> None:
     with running(edgepd_home, tiny_models, *LEARNS) as daemon:
         refused = daemon.refused("/edgepd/v1/training/plan", {"kind": "live"})
         assert refused[:2] == (409, "training_refused")
-        assert refused[2].startswith("there are 0 different examples, but training needs at least 6; ")
+        assert refused[2].startswith("there are 0 different examples, but training needs at least 10; ")
         teach(daemon)
         for kind in ("live", "baked"):
             plan = daemon.post("/edgepd/v1/training/plan", {"kind": kind})["plan"]
-            assert plan["examples"] <= 6
+            assert plan["examples"] <= 7
             assert 0 < plan["predicted_rss_mb"] < plan["budget_mb"]
             assert plan["predicted_seconds"] > 0
             assert all(isinstance(reason, str) for reason in plan["reasons"])
@@ -139,7 +149,7 @@ def test_a_baked_generation_survives_a_restart(edgepd_home: Path, tiny_models: P
         run = daemon.train("baked")
         assert (run["state"], run["kind"], run["generation"]) == ("promoted", "baked", 2)
         assert run["numbers"]["baked_tensors"] == 14
-        assert abs(run["numbers"]["held_out_after"] - run["numbers"]["held_out_torch"]) < 0.01
+        assert run["numbers"]["baked_llama_difference"] < 0.01  # nats, between torch and llama.cpp
         assert learned(daemon) == LESSON
         assert daemon.get("/edgepd/v1/status")["generation"]["model_file"] == "baked-1.gguf"
         assert (daemon.paths.generations_dir / "baked-1.gguf").stat().st_size == tiny_model.stat().st_size
@@ -153,7 +163,7 @@ def test_a_baked_generation_survives_a_restart(edgepd_home: Path, tiny_models: P
         assert learned(daemon) == before
         # A live adapter can be trained on top of the baked file.
         daemon.post("/edgepd/v1/generations/activate", {"generation": 2})
-        for n in range(8):
+        for n in range(12):
             daemon.edit(f"A pike numbered {n}", "and hello")
         run = daemon.train("live")
         assert run["state"] == "promoted", run["reason"]
@@ -232,8 +242,8 @@ def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
 
 def test_examples_that_do_not_fit_fail_the_run_with_the_reason(edgepd_home: Path, tiny_models: Path) -> None:
     with running(edgepd_home, tiny_models, *LEARNS, "serve.context_tokens=128") as daemon:
-        for n in range(8):
-            daemon.edit(f"Number {n}", "a rather long answer " * 20)
+        for n in range(12):
+            daemon.edit(f"Number {n}", f"a rather long answer, {n}{n} in all " * 20)
         run = daemon.train("live")
         assert run["state"] == "failed"
         assert run["reason"].startswith("no example to train on fits into 128 tokens")

@@ -41,6 +41,8 @@ for step in json.loads((here / "steps.json").read_text()):
             time.sleep(0.005)
     elif step.startswith("exit "):
         sys.exit(int(step.removeprefix("exit ")))
+    elif step == "write":
+        Path(json.loads((here / "job.json").read_text())["output"]).write_text("what was learned")
     else:
         print(step, flush=True)
 """
@@ -49,7 +51,7 @@ ENGINE = EngineStatus("ready", queued=3, active=1, slots=4, tokens_generated=70)
 
 
 class Parts:
-    """A trainer with eight corrected answers to learn from, its child's script, and the API over it."""
+    """A trainer with twelve corrected answers to learn from, its child's script, and the API over it."""
 
     def __init__(self, directory: Path, store: Store) -> None:
         """Start nothing."""
@@ -87,6 +89,10 @@ class Parts:
         found: dict[str, Any] = json.loads((self.directory / name).read_text())
         return found
 
+    def files(self) -> list[str]:
+        """The names of what lies in the directory of the generations."""
+        return sorted(file.name for file in self.generations.directory.iterdir())
+
     async def get(self, path: str) -> dict[str, Any]:
         response = await self.client.get(path)
         assert response.is_success, response.text
@@ -100,26 +106,39 @@ class Parts:
                 await asyncio.sleep(0.005)
 
     async def ended(self, kind: Any = "live") -> runs.Run:
-        """Start a run and return it when it has ended."""
+        """Start a run and return it when it, and the review of what it made, has ended."""
         run = await self.trainer.start(kind)
         await self.until(lambda: self.trainer.run is None)
+        return self.stored(run.id)
+
+    async def reviewing(self, kind: Any = "live") -> runs.Run:
+        """Start a run and return it when its child, which must come to that, reviews what it has made."""
+        run = await self.trainer.start(kind)
+        await self.until(lambda: self.trainer.progress and self.trainer.progress.stage == "review")
+        return self.stored(run.id)
+
+    def stored(self, run_id: int) -> runs.Run:
+        """Return a run as the profile has it."""
         with self.store.read() as conn:
-            return runs.get_run(conn, run.id)
+            return runs.get_run(conn, run_id)
 
 
-def correct(store: Store, numbers: range) -> None:
-    """Correct answers, one for each number, a second apart."""
+def correct(store: Store, numbers: range, since: float = 1000.0) -> None:
+    """Correct answers, one for each number, a second apart from this unix time on.
+
+    Too short to be near-duplicates, although each has one word in common with the others.
+    """
     for number in numbers:
         asked = [{"role": "user", "content": f"Question {number}"}]
         row = Interaction(f"i{number}", f"c{number}", 1.0, "cli", "tiny", 1, asked, response="Hm", state="done")
         store.write(lambda conn, row=row: interactions.begin(conn, row)).result()
-        store.write(lambda conn, n=number: feedback.set_edit(conn, f"i{n}", f"Answer {n}", at=1000.0 + n)).result()
+        store.write(lambda conn, n=number: feedback.set_edit(conn, f"i{n}", f"Answer {n}", at=since + n)).result()
 
 
 @asynccontextmanager
 async def parts(directory: Path) -> AsyncIterator[Parts]:
     with Store.open(directory / "profile.db") as store:
-        correct(store, range(8))
+        correct(store, range(12))
         made = Parts(directory, store)
         try:
             yield made

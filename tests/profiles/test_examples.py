@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepd.cli.demo_script import LESSONS
 from edgepd_profiles import feedback
 from edgepd_profiles.examples import Example, data_hash, split, training_examples
 from edgepd_profiles.interactions import Interaction
@@ -16,8 +17,11 @@ Log = Callable[..., Interaction]
 QUESTION = [{"role": "user", "content": "Name a colour."}]
 
 
-def example(name: str, conversation: str | None = None, text: str | None = None, at: float = 0.0) -> Example:
-    return Example(name, conversation or name, at, QUESTION, text or f"answer {name}", 1.0)
+def example(
+    name: str, conversation: str | None = None, text: str | None = None, at: float = 0.0, question: str | None = None
+) -> Example:
+    messages = QUESTION if question is None else [{"role": "user", "content": question}]
+    return Example(name, conversation or name, at, messages, text or f"answer {name}", 1.0)
 
 
 def ids(examples: list[Example]) -> list[str]:
@@ -88,6 +92,91 @@ def test_weight_zero_leaves_accepted_answers_out(conn: sqlite3.Connection, log: 
     assert training_examples(conn, 0.0) == []
 
 
+def test_a_preferred_answer_is_accepted_and_the_other_one_rejected(conn: sqlite3.Connection, log: Log) -> None:
+    for name in ("i_1", "i_2", "i_3", "i_4", "i_5", "i_6"):
+        log(name, response=f"response {name}")
+    feedback.prefer(conn, "i_1", "i_2", at=10.0)
+    wanted = Example("i_1", "c1", 10.0, QUESTION, "response i_1", 0.5, rejected="response i_2")
+    assert training_examples(conn, 0.5) == [wanted]
+    assert training_examples(conn, 0.0) == []
+    feedback.set_thumb(conn, "i_1", 1, at=5.0)
+    feedback.set_thumb(conn, "i_2", -1, at=20.0)
+    assert training_examples(conn, 0.5) == [wanted]
+    unwanted = Example("i_2", "c1", 20.0, QUESTION, "response i_2", 1.0, desirable=False, reward=-1.0)
+    assert training_examples(conn, 0.5, undesirable=True) == [wanted, unwanted]
+    feedback.set_edit(conn, "i_2", "whole", at=30.0)
+    corrected = Example("i_2", "c1", 30.0, QUESTION, "whole", 1.0, rejected="response i_2")
+    assert training_examples(conn, 0.5) == [wanted, corrected]
+    feedback.set_edit(conn, "i_1", "my own", at=40.0)
+    mine = Example("i_1", "c1", 40.0, QUESTION, "my own", 1.0, rejected="response i_1")
+    assert training_examples(conn, 0.5) == [corrected, mine]
+
+
+def test_the_better_of_two_bad_answers_is_not_learned(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1", response="one")
+    log("i_2", response="two")
+    feedback.prefer(conn, "i_1", "i_2")
+    feedback.set_thumb(conn, "i_1", -1)
+    assert training_examples(conn, 0.5) == []
+    (unwanted,) = training_examples(conn, 0.5, undesirable=True)
+    assert (unwanted.id, unwanted.desirable, unwanted.rejected) == ("i_1", False, None)
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "learned"),
+    [
+        (("done", "one"), ("done", "two"), [("one", "two")]),
+        (("done", "one"), ("done", " one\n"), [("one", None)]),
+        (("done", "one"), ("cancelled", "tw"), [("one", None)]),
+        (("done", "one"), ("done", " "), [("one", None)]),
+        (("cancelled", "on"), ("done", "two"), []),
+    ],
+)
+def test_a_preference_teaches_whole_answers_only(
+    conn: sqlite3.Connection, log: Log, winner: tuple[str, str], loser: tuple[str, str], learned: list[tuple[str, str]]
+) -> None:
+    log("i_1", state=winner[0], response=winner[1])
+    log("i_2", state=loser[0], response=loser[1])
+    feedback.prefer(conn, "i_1", "i_2")
+    assert [(e.response, e.rejected) for e in training_examples(conn, 0.5)] == learned
+
+
+def test_a_preference_outlives_the_answer_that_lost(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1", response="one")
+    log("i_2", response="two")
+    feedback.prefer(conn, "i_1", "i_2")
+    conn.execute("DELETE FROM interactions WHERE id = 'i_2'")
+    assert [(e.response, e.rejected) for e in training_examples(conn, 0.5)] == [("one", None)]
+    conn.execute("DELETE FROM interactions WHERE id = 'i_1'")
+    assert training_examples(conn, 0.5) == []
+
+
+def test_kinds_of_feedback_that_are_not_known_teach_nothing(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1")
+    conn.execute("INSERT INTO feedback VALUES ('i_1', 'copied', 1, 'x', 'later', 1.0)")
+    assert training_examples(conn, 0.5, undesirable=True) == []
+    feedback.set_thumb(conn, "i_1", 1)
+    assert ids(training_examples(conn, 0.5)) == ["i_1"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt"),
+    [
+        ([], ""),
+        ([{"role": "system", "content": "Be brief."}], ""),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+            "c",
+        ),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "a b"),
+        ([{"role": "user", "content": None}], ""),
+    ],
+)
+def test_the_prompt_is_the_last_user_message(messages: list[dict[str, object]], prompt: str) -> None:
+    assert Example("e", "c", 0.0, messages, "x", 1.0).prompt == prompt
+
+
 def test_the_newest_quarter_is_held_out() -> None:
     examples = [example(f"e{n}", at=n) for n in range(12)]
     train, held_out = split(examples, 0.25)
@@ -128,10 +217,10 @@ def test_small_conversations_are_never_cut(times: list[int], fraction: float) ->
 
 def test_the_cut_nearest_to_the_share_is_taken_and_of_two_the_one_that_trains_on_more() -> None:
     sizes = (1, 3, 2)  # held out: 2 or 5; the target of 0.3 * 6 is 2
-    examples = [example(f"g{g}-{k}", f"g{g}", at=10 * g + k) for g, size in enumerate(sizes) for k in range(size)]
+    examples = [example(f"g{g}k{k}", f"g{g}", at=10 * g + k) for g, size in enumerate(sizes) for k in range(size)]
     assert len(split(examples, 0.3)[1]) == 2
     sizes = (1, 2, 2)  # held out: 2 or 4; 0.6 * 5 is 3: equally near
-    examples = [example(f"g{g}-{k}", f"g{g}", at=10 * g + k) for g, size in enumerate(sizes) for k in range(size)]
+    examples = [example(f"g{g}k{k}", f"g{g}", at=10 * g + k) for g, size in enumerate(sizes) for k in range(size)]
     assert len(split(examples, 0.6)[1]) == 2
 
 
@@ -195,17 +284,84 @@ def test_groups_that_touch_through_a_third_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "examples",
-    [[], [example("a")], [example("a"), example("b")], [example("a", "c", "x"), example("b", "c", "x")]],
+    "examples", [[], [example("a")], [example("a", "c", "x"), example("b", "c", "x")], [example("a", "c", "x")] * 5]
 )
-def test_nothing_is_held_out_when_no_cut_leaves_two_and_one(examples: list[Example]) -> None:
+def test_nothing_is_held_out_when_no_half_can_be_spared(examples: list[Example]) -> None:
     assert split(examples, 0.5) == (examples, [])
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (3, 1), (4, 2), (8, 4), (10, 5), (11, 5), (12, 5), (24, 6)])
+def test_a_minimum_is_held_out_but_never_more_than_half(count: int, held_out: int) -> None:
+    examples = [example(f"e{n}", at=n) for n in range(count)]
+    assert ids(split(examples, 0.25, min_held_out=5)[1]) == [f"e{n}" for n in range(count - held_out, count)]
+
+
+def test_conversations_are_cut_in_time_if_that_gives_the_minimum() -> None:
+    examples = [example(f"e{n}", f"c{n // 3}", at=n) for n in range(12)]
+    assert ids(split(examples, 0.25, min_held_out=3)[1]) == ["e9", "e10", "e11"]
+    assert ids(split(examples, 0.25, min_held_out=5)[1]) == [f"e{n}" for n in range(6, 12)]
+    examples = [example(f"e{n}", f"c{n // 4}", at=n) for n in range(10)]  # whole conversations: 2, or 6 of 10
+    assert ids(split(examples, 0.25, min_held_out=3)[1]) == ["e7", "e8", "e9"]
+
+
+def test_a_group_too_large_for_the_half_is_trained_on_and_older_ones_judge() -> None:
+    examples = [example(f"e{n}", at=n) for n in range(5)]
+    copies = [example(f"copy{n}", text="it is ever the same", at=10 + n) for n in range(7)]
+    train, held_out = split([*examples, *copies], 0.25, min_held_out=3)
+    assert ids(held_out) == ["e2", "e3", "e4"]
+    assert len(train) == 9
+
+
+def test_as_many_as_there_can_be_are_held_out_if_they_are_too_few() -> None:
+    pairs = [example(f"e{n}", text=f"number{n // 4}", at=n) for n in range(9)]  # groups of 4, 4 and 1
+    assert ids(split(pairs, 0.25, min_held_out=2)[1]) == ["e8"], "5 of 9 would be more than half"
+
+
+def test_nothing_that_was_taught_is_held_out_nor_a_near_duplicate_of_it() -> None:
+    lessons = [example(f"e{n}", at=n, text=text, question=question) for n, (question, text) in enumerate(LESSONS[:12])]
+    question, text = LESSONS[1]
+    copy = example("copy", at=20, question=question, text=text.replace("light", "colour"))
+    old = [f"e{n}" for n in range(6)]
+    train, held_out = split([*lessons, copy], 0.5, taught=old)
+    assert ids(held_out) == ["e6", "e7", "e8", "e9", "e10", "e11"]
+    assert ids(train) == [*old, "copy"]
+    assert ids(split(lessons, 0.25, ["e2", "e7", "e8"], taught=old)[1]) == ["e7", "e8"], "e2 was taught since"
+    assert split(lessons, 0.25, taught=ids(lessons)) == (lessons, [])
+
+
+def test_what_shares_a_conversation_with_something_taught_is_held_out_last() -> None:
+    examples = [example(f"e{n}", f"c{n // 2}", at=n) for n in range(12)]
+    assert ids(split(examples, 0.25, taught=["e0", "e10"])[1]) == ["e8", "e9"], "e11 is left to training"
+    one = [example(f"e{n}", "c", at=n) for n in range(8)]
+    assert ids(split(one, 0.25, taught=["e7"])[1]) == ["e5", "e6"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_planted_leakage_is_caught(order: int) -> None:
+    """The newest answers, which would be held out, are the oldest with a word, a number or a sentence changed."""
+    source = [example(f"e{n}", at=n, text=text, question=question) for n, (question, text) in enumerate(LESSONS[:12])]
+    planted = [
+        replace(source[0], response=LESSONS[0][1].replace("eight", "9")),
+        replace(source[1], response=LESSONS[1][1].upper().replace(".", " -")),
+        replace(source[2], response="Sure. " + LESSONS[2][1] + " Ask me again tomorrow."),
+        replace(source[3], response=LESSONS[3][1].replace("plan", "table")),
+    ]
+    planted = [replace(e, id=f"{e.id} again", conversation=f"x{n}", created_at=20.0 + n) for n, e in enumerate(planted)]
+    train, held_out = split([*source, *planted][::order], 0.25)
+    assert {e.id[:2] for e in held_out} == {"e2", "e3"}
+    assert not {e.id.split()[0] for e in train} & {e.id.split()[0] for e in held_out}
+    assert len(held_out) == 4
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_an_impossible_share_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="held_out_fraction"):
         split([], fraction)
+
+
+def test_an_impossible_minimum_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_held_out is 0"):
+        split([], 0.5, min_held_out=0)
 
 
 @st.composite
@@ -219,16 +375,13 @@ def test_split_properties(examples: list[Example], fraction: float) -> None:
     train, held_out = split(examples, fraction)
     assert sorted(ids(train + held_out)) == sorted(ids(examples))
     assert not {e.response for e in train} & {e.response for e in held_out}
-    assert len(held_out) == 0 or len(held_out) >= 2
-    assert not examples or train
-    if held_out:
-        assert max(e.created_at for e in held_out) >= max(e.created_at for e in train)
+    assert 2 * len(held_out) <= len(examples)
 
 
 @given(st.integers(3, 60), st.floats(0.05, 0.5))
 def test_unrelated_examples_are_cut_exactly_by_time(n: int, fraction: float) -> None:
     train, held_out = split([example(f"e{k}", at=k) for k in range(n)], fraction)
-    assert len(held_out) == max(2, int(fraction * n + 0.5))
+    assert len(held_out) == min(n // 2, max(2, int(fraction * n + 0.5)))
     assert ids(train) + ids(held_out) == [f"e{k}" for k in range(n)]
 
 

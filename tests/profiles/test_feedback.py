@@ -74,6 +74,7 @@ def test_an_edit_may_have_exactly_one_mebibyte(conn: sqlite3.Connection, log: Lo
     [
         lambda conn: feedback.set_thumb(conn, "i_nope", 1),
         lambda conn: feedback.set_edit(conn, "i_nope", "x"),
+        lambda conn: feedback.prefer(conn, "i_nope", "i_other"),
         lambda conn: feedback.remove(conn, "i_nope"),
         lambda conn: feedback.of(conn, "i_nope"),
     ],
@@ -91,6 +92,46 @@ def test_no_feedback_on_an_answer_that_is_still_streaming(conn: sqlite3.Connecti
         feedback.set_edit(conn, "i_1", "x")
 
 
+def test_a_preference_lies_on_the_winner_and_names_the_loser(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1")
+    log("i_2", response="Red.")
+    wanted = Feedback("i_1", "preferred", None, "i_2", "compare", 10.0)
+    assert feedback.prefer(conn, "i_1", "i_2", "compare", at=10.0) == wanted
+    assert feedback.prefer(conn, "i_1", "i_2", "compare", at=20.0) == wanted
+    assert (feedback.of(conn, "i_1"), feedback.of(conn, "i_2")) == ([wanted], [])
+    assert feedback.remove(conn, "i_1", "preferred") == 1
+    assert feedback.of(conn, "i_1") == []
+
+
+def test_the_latest_preference_stands(conn: sqlite3.Connection, log: Log) -> None:
+    for name in ("i_1", "i_2", "i_3"):
+        log(name)
+    feedback.prefer(conn, "i_1", "i_2")
+    feedback.prefer(conn, "i_1", "i_3")
+    assert [f.text for f in feedback.of(conn, "i_1")] == ["i_3"]
+    feedback.prefer(conn, "i_2", "i_1")
+    assert [f.text for f in feedback.of(conn, "i_1")] == ["i_3"], "that was about another"
+    feedback.prefer(conn, "i_3", "i_1")
+    assert feedback.of(conn, "i_1") == []
+    assert feedback.counts(conn)["preferred"] == 2
+
+
+def test_only_two_ended_answers_to_the_same_messages_can_be_compared(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1")
+    log("i_2", messages=[{"role": "user", "content": "Name a tree."}])
+    log("i_3", state="streaming")
+    with pytest.raises(RequestError, match="'i_1' cannot be preferred to itself"):
+        feedback.prefer(conn, "i_1", "i_1")
+    with pytest.raises(RequestError, match="'i_1' and 'i_2' answer different messages"):
+        feedback.prefer(conn, "i_1", "i_2")
+    with pytest.raises(NotFoundError, match="i_nope"):
+        feedback.prefer(conn, "i_1", "i_nope")
+    for pair in (("i_1", "i_3"), ("i_3", "i_1")):
+        with pytest.raises(ConflictError, match="'i_3' is still streaming"):
+            feedback.prefer(conn, *pair)
+    assert feedback.counts(conn)["preferred"] == 0
+
+
 def test_feedback_can_be_undone(conn: sqlite3.Connection, log: Log) -> None:
     log("i_1")
     log("i_2")
@@ -103,14 +144,15 @@ def test_feedback_can_be_undone(conn: sqlite3.Connection, log: Log) -> None:
     assert feedback.remove(conn, "i_1") == 0
     assert feedback.of(conn, "i_1") == []
     assert len(feedback.of(conn, "i_2")) == 1
-    with pytest.raises(RequestError, match="'star' is not known; use one of thumb, edit"):
+    with pytest.raises(RequestError, match="'star' is not known; use one of thumb, edit, preferred"):
         feedback.remove(conn, "i_1", "star")
 
 
 def test_counts(conn: sqlite3.Connection, log: Log) -> None:
-    assert feedback.counts(conn) == {"thumb_up": 0, "thumb_down": 0, "edit": 0}
+    assert feedback.counts(conn) == {"thumb_up": 0, "thumb_down": 0, "edit": 0, "preferred": 0}
     for name, value in (("i_1", 1), ("i_2", 1), ("i_3", -1)):
         log(name)
         feedback.set_thumb(conn, name, value)
     feedback.set_edit(conn, "i_3", "x")
-    assert feedback.counts(conn) == {"thumb_up": 2, "thumb_down": 1, "edit": 1}
+    feedback.prefer(conn, "i_1", "i_3")
+    assert feedback.counts(conn) == {"thumb_up": 2, "thumb_down": 1, "edit": 1, "preferred": 1}

@@ -30,7 +30,11 @@ def states(conn: sqlite3.Connection) -> list[str]:
 
 def test_the_base_is_one_active_generation_per_base_model(conn: sqlite3.Connection) -> None:
     base = registry.ensure_base(conn, BASE, at=5.0)
-    assert base == Generation(1, None, "base", "active", BASE, None, None, None, 5.0, 5.0, [], "", {}, {}, "")
+    assert base == Generation(
+        1, None, "base", "active", BASE, None, None, None, 5.0, 5.0, [], "", {}, {}, "",
+        pinned=False, confirmed_at=5.0, healthy=0, strikes=0,
+    )  # fmt: skip
+    assert not base.pending
     assert registry.ensure_base(conn, BASE) == base
     other = registry.ensure_base(conn, OTHER)
     assert other.id == 2
@@ -150,6 +154,32 @@ def test_what_serves_cannot_be_deleted_and_the_base_never(conn: sqlite3.Connecti
             registry.set_state(conn, generation_id, "deleted")
 
 
+def test_what_failed_after_it_went_live_is_rejected_once_another_one_serves(conn: sqlite3.Connection) -> None:
+    registry.ensure_base(conn, BASE)
+    live = candidate(conn)
+    switch(conn, live)
+    with pytest.raises(ConflictError, match="is active and cannot become rejected"):
+        registry.set_state(conn, live, "rejected")
+    switch(conn, 1)
+    registry.set_state(conn, live, "rejected", reason="it repeats itself")
+    assert registry.get(conn, live).reason == "it repeats itself"
+    with pytest.raises(ConflictError, match="is rejected and cannot become active"):
+        switch(conn, live)
+
+
+def test_scores_are_merged_in_any_state(conn: sqlite3.Connection) -> None:
+    registry.ensure_base(conn, BASE)
+    live = registry.add(
+        conn, parent=1, kind="live", base_sha256=BASE, state="rejected", scores={"gain": 0.25, "kl": 0.5}, reason="far"
+    )
+    merged = registry.merge_scores(conn, live.id, {"kl": math.inf, "arms": {"base": 2.0}})
+    assert (merged.scores, merged.reason) == ({"gain": 0.25, "kl": None, "arms": {"base": 2.0}}, "far")
+    registry.delete(conn, live.id)
+    assert registry.merge_scores(conn, live.id, {}, "forgotten").reason == "forgotten"
+    with pytest.raises(NotFoundError, match="generation 9 is not known"):
+        registry.merge_scores(conn, 9, {})
+
+
 def test_scores_can_be_added_without_a_step(conn: sqlite3.Connection) -> None:
     registry.ensure_base(conn, BASE)
     assert registry.set_state(conn, 1, "active", scores={"tokens_per_s": 97.0}).scores == {"tokens_per_s": 97.0}
@@ -233,7 +263,9 @@ def test_rollback_passes_over_what_is_gone(conn: sqlite3.Connection) -> None:
         switch(conn, candidate(conn, parent))  # 2, 3, 4
     registry.set_state(conn, 3, "stale")
     assert registry.previous(conn, BASE).id == 2
-    registry.set_state(conn, 2, "deleted")
+    registry.set_state(conn, 2, "rejected")
+    assert registry.previous(conn, BASE).id == 1
+    registry.delete(conn, 2)
     assert registry.previous(conn, BASE).id == 1
 
 

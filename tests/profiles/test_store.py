@@ -17,7 +17,7 @@ from sqlite_utils import Database
 import edgepd
 import edgepd_profiles
 from edgepd.errors import StoreError
-from edgepd_profiles import feedback, interactions, migrations, registry
+from edgepd_profiles import feedback, health, interactions, migrations, registry
 from edgepd_profiles.store import Store
 
 # The schema as step m001 first made it, with one row. Never edit: it is what the oldest profiles look like.
@@ -283,6 +283,100 @@ def test_the_oldest_profile_is_migrated_and_keeps_its_rows(tmp_path: Path) -> No
         store.write(lambda conn: registry.ensure_base(conn, "a" * 64)).result()
 
 
+# A profile as step m004 left it: the base and one adapter on it, which serves. Never edit.
+BEFORE_HEALTH = (
+    OLDEST
+    + """
+CREATE TABLE feedback (
+    interaction TEXT NOT NULL REFERENCES interactions (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL,
+    value INTEGER,
+    text TEXT,
+    source TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (interaction, kind)
+) STRICT;
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    parent INTEGER REFERENCES generations (id),
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    base_sha256 TEXT NOT NULL,
+    file_sha256 TEXT,
+    adapter_file TEXT,
+    model_file TEXT,
+    created_at REAL NOT NULL,
+    activated_at REAL,
+    example_ids TEXT NOT NULL,
+    data_hash TEXT NOT NULL,
+    config TEXT NOT NULL,
+    scores TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE INDEX generations_of_base ON generations (base_sha256, id);
+CREATE UNIQUE INDEX one_base ON generations (base_sha256) WHERE kind = 'base';
+CREATE UNIQUE INDEX one_active ON generations (base_sha256) WHERE state = 'active';
+CREATE TABLE activations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    base_sha256 TEXT NOT NULL,
+    generation INTEGER NOT NULL REFERENCES generations (id),
+    previous INTEGER REFERENCES generations (id),
+    at REAL NOT NULL
+) STRICT;
+CREATE INDEX activations_of_generation ON activations (generation, id);
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    started_at REAL NOT NULL,
+    ended_at REAL,
+    parent_generation INTEGER REFERENCES generations (id),
+    generation INTEGER REFERENCES generations (id),
+    reason TEXT NOT NULL,
+    numbers TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_running ON runs (state) WHERE state = 'running';
+ALTER TABLE interactions ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat';
+INSERT INTO generations VALUES (1, NULL, 'base', 'retired', 'aa', NULL, NULL, NULL, 1.0, 2.0, '[]', '', '{}', '{}', '');
+INSERT INTO generations VALUES (2, 1, 'live', 'active', 'aa', 'ff', 'adapter.gguf', NULL, 3.0, 4.0, '["i_old"]', 'dd',
+    '{"rank":8}', '{"held_out":2.5}', 'better');
+INSERT INTO activations VALUES (1, 'aa', 1, NULL, 2.0), (2, 'aa', 2, 1, 4.0);
+INSERT INTO _sqlite_migrations VALUES
+    (2, 'edgepd_profiles', 'm002_feedback', '2026-01-01 00:00:00+00:00'),
+    (3, 'edgepd_profiles', 'm003_registry', '2026-01-01 00:00:00+00:00'),
+    (4, 'edgepd_profiles', 'm004_kind', '2026-01-01 00:00:00+00:00');
+"""
+)
+
+
+def test_a_profile_without_boots_and_pins_is_migrated_and_keeps_its_generations(tmp_path: Path) -> None:
+    path = tmp_path / "profile.db"
+    old = sqlite3.connect(path)
+    old.executescript(BEFORE_HEALTH)
+    old.close()
+    with Store.open(path) as store:
+        with store.read() as conn:
+            base, live = registry.listing(conn, "aa")
+        assert (base.confirmed_at, base.pending) == (1.0, False)
+        assert live == registry.Generation(
+            2, 1, "live", "active", "aa", "ff", "adapter.gguf", None, 3.0, 4.0, ["i_old"], "dd",
+            {"rank": 8}, {"held_out": 2.5}, "better", pinned=False, confirmed_at=None, healthy=0, strikes=0,
+        )  # fmt: skip
+        assert live.pending
+
+        def die_twice(conn: sqlite3.Connection) -> health.Fallback | None:
+            health.loading(conn, health.booted(conn, "aa", 2))
+            health.at_boot(conn, "aa")
+            health.loading(conn, health.booted(conn, "aa", 2))
+            return health.at_boot(conn, "aa")
+
+        fallback = store.write(die_twice).result()
+        assert fallback is not None
+        assert (fallback.from_id, fallback.to_id) == (2, 1)
+    Store.open(tmp_path / "new.db").close()
+    assert schema(path) == schema(tmp_path / "new.db")
+
+
 def schema(path: Path) -> list[tuple[str, str]]:
     conn = sqlite3.connect(path)
     rows = conn.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").fetchall()
@@ -303,7 +397,7 @@ def test_opening_again_applies_nothing_twice(tmp_path: Path) -> None:
     for _ in range(2):
         with Store.open(tmp_path / "profile.db") as store, store.read() as conn:
             names = [name for (name,) in conn.execute("SELECT name FROM _sqlite_migrations ORDER BY id")]
-            assert names == ["m001_interactions", "m002_feedback", "m003_registry", "m004_kind"]
+            assert names == ["m001_interactions", "m002_feedback", "m003_registry", "m004_kind", "m005_health"]
 
 
 def test_a_migration_that_fails_leaves_the_profile_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,11 +405,11 @@ def test_a_migration_that_fails_leaves_the_profile_as_it_was(tmp_path: Path, mon
     Store.open(path).close()
     before = schema(path)
 
-    def m004_half(db: Database) -> None:
+    def m099_half(db: Database) -> None:
         db.execute("CREATE TABLE half (n INTEGER)")
         raise KeyError("power cut")
 
-    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, m004_half))
+    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, m099_half))
     with pytest.raises(KeyError, match="power cut"):
         Store.open(path)
     assert schema(path) == before

@@ -1,8 +1,9 @@
-"""edgepd's own routes: feedback, interactions, training, generations. Health and status are in health.py."""
+"""edgepd's own routes: feedback, interactions, training. See also generations.py, and health.py for the status."""
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import NotFoundError, RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.generations import Switched
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import progress_fields
 from edgepd_profiles import feedback, interactions, runs
@@ -23,12 +23,13 @@ LAST = "last"  # stands for the newest interaction wherever an interaction id is
 
 
 class FeedbackRequest(BaseModel):
-    """Feedback on one answer: a thumb or a corrected text."""
+    """Feedback on one answer: a thumb, a corrected text, or that it is better than another answer."""
 
     model_config = ConfigDict(extra="forbid")
     interaction_id: str = Field(LAST, max_length=200)
     thumb: int | None = None
     edit: str | None = None
+    preferred_over: str | None = Field(None, max_length=200)  # the id of the other answer
     source: str = Field("user", max_length=200)
 
 
@@ -39,33 +40,27 @@ class TrainingRequest(BaseModel):
     kind: Literal["live", "baked"] = "live"
 
 
-class RollbackRequest(BaseModel):
-    """Where to go back to; by default to what was active before."""
-
-    model_config = ConfigDict(extra="forbid")
-    to: Number | None = None
-
-
-class ActivateRequest(BaseModel):
-    """Which generation to activate, and optionally which one must be active now."""
-
-    model_config = ConfigDict(extra="forbid")
-    generation: Number
-    expected: Number | None = None
-
-
 @router.post("/edgepd/v1/feedback")
 async def give_feedback(body: FeedbackRequest, services: Access) -> dict[str, Any]:
-    """Store a thumb or an edit. Giving the same again changes nothing; giving another replaces it."""
-    if (body.thumb is None) == (body.edit is None):
-        raise RequestError("give either `thumb` (1 or -1) or `edit` (the corrected answer)")
+    """Store a thumb, an edit or a preference. Giving the same again changes nothing; giving another replaces it."""
+    if sum(given is not None for given in (body.thumb, body.edit, body.preferred_over)) != 1:
+        raise RequestError(
+            "give either `thumb` (1 or -1) or `edit` (the corrected answer) or `preferred_over` (the id of another "
+            "answer that is not as good)"
+        )
     row = await asyncio.to_thread(_interaction_id, services, body.interaction_id)
-    if body.edit is not None:
-        edit = body.edit
-        await asyncio.wrap_future(services.store.write(lambda c: feedback.set_edit(c, row, edit, body.source)))
-    elif body.thumb is not None:
-        thumb = body.thumb
-        await asyncio.wrap_future(services.store.write(lambda c: feedback.set_thumb(c, row, thumb, body.source)))
+    worse = body.preferred_over
+    loser = "" if worse is None else await asyncio.to_thread(_interaction_id, services, worse)
+
+    def write(conn: sqlite3.Connection) -> None:
+        if body.edit is not None:
+            feedback.set_edit(conn, row, body.edit, body.source)
+        elif body.thumb is not None:
+            feedback.set_thumb(conn, row, body.thumb, body.source)
+        else:
+            feedback.prefer(conn, row, loser, body.source)
+
+    await asyncio.wrap_future(services.store.write(write))
     return {"interaction_id": row, "feedback": await asyncio.to_thread(_feedback_on, services, row)}
 
 
@@ -127,25 +122,6 @@ async def stop_training(run_id: Number, services: Access) -> dict[str, Any]:
     return await asyncio.to_thread(show_training, run_id, services)
 
 
-@router.get("/edgepd/v1/generations")
-def list_generations(services: Access) -> dict[str, Any]:
-    """List all generations of the served model."""
-    generations = services.generations
-    return {"active": generations.active().id, "generations": [asdict(g) for g in generations.listing()]}
-
-
-@router.post("/edgepd/v1/generations/rollback")
-def rollback(body: RollbackRequest, services: Access) -> dict[str, Any]:
-    """Go back to an earlier generation."""
-    return _switched(services.generations.rollback(body.to))
-
-
-@router.post("/edgepd/v1/generations/activate")
-def activate(body: ActivateRequest, services: Access) -> dict[str, Any]:
-    """Make a generation serve all new requests."""
-    return _switched(services.generations.activate(body.generation, body.expected))
-
-
 def _interaction_id(services: Services, given: str) -> str:
     """Return the id itself, or that of the newest interaction for `last`. Raises NotFoundError."""
     with services.store.read() as conn:
@@ -159,7 +135,3 @@ def _interaction_id(services: Services, given: str) -> str:
 def _feedback_on(services: Services, row: str) -> list[dict[str, Any]]:
     with services.store.read() as conn:
         return [{k: v for k, v in asdict(f).items() if k != "interaction"} for f in feedback.of(conn, row)]
-
-
-def _switched(switched: Switched) -> dict[str, Any]:
-    return asdict(switched)

@@ -35,7 +35,7 @@ class TcpGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it."""
-        if scope["type"] == "lifespan" or _over_unix_socket(scope):
+        if scope["type"] == "lifespan" or over_unix_socket(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
@@ -67,7 +67,7 @@ class TcpGuard:
         return bearer is not None and hmac.compare_digest(bearer["token"], self._token)
 
 
-def _over_unix_socket(scope: Scope) -> bool:
+def over_unix_socket(scope: Scope) -> bool:
     """Whether a request came over a Unix socket, which has a path and no port. In doubt it did not."""
     server = scope.get("server")
     return server is not None and server[1] is None
