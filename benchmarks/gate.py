@@ -42,7 +42,7 @@ SPARE = 32  # questions more, because only answers that come to their end can be
 SIDE_BY_SIDE = 2
 ROUND_LESSONS = 3  # new ones in each round after the first
 ROUNDS = 10
-ANSWER_TOKENS = 96
+ANSWER_TOKENS = 72
 WIKITEXT_WINDOWS = 60
 WIKITEXT_TOKENS = 256
 PARTS = ("real", "null", "rounds", "secrets")
@@ -104,7 +104,7 @@ def real(bench: Bench) -> None:
 
 def null(bench: Bench) -> None:
     """What is not there must not be found."""
-    own = 4 if quick() else 15
+    own = 4 if quick() else 14
     runs = []
     for temperature in (1.0, 0.7):
         runs += [lambda t=temperature, s=seed: random_thumbs(bench, t, s) for seed in range(own)]

@@ -24,7 +24,7 @@ TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 QUEUE_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1, 5, 30, 60)
 SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 400)  # tokens per second
 OUTCOMES = ("stop", "length", "cancelled", "failed")
-STAGES = ("load", "train", "write", "gate")  # of a training run, in their order
+STAGES = ("load", "replay", "train", "write", "gate", "review")  # of a training run, in their order
 
 
 @dataclass(frozen=True)

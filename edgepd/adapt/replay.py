@@ -151,7 +151,12 @@ def _generate(
     random = [np.random.default_rng([SEED, i]) for i in range(count)]
     with Model(base) as model:
         answers = generate(
-            model, tokens, [max_tokens] * count, lambda logits, i: draw(logits, random[i]), threads, progress=progress
+            model,
+            tokens,
+            [max_tokens] * count,
+            lambda logits, i: draw(logits, random[i], TEMPERATURE),
+            threads,
+            progress=progress,
         )
         texts = [answer.text(model) for answer in answers]
     return [_Row(*row) for row in zip(prompts, texts, (answer.ended for answer in answers), strict=True)]

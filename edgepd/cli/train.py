@@ -129,6 +129,16 @@ def plan_text(plan: Json) -> str:
     return "\n".join([*lines, *(f"- {reason}" for reason in plan.get("reasons") or [])])
 
 
+def _divergence(numbers: Json) -> str:
+    """Return how far a candidate went from the base, and whether it was weakened to go no further."""
+    parts = []
+    if (divergence := numbers.get("general_kl")) is not None:
+        parts.append(f", divergence from the base {divergence:.3f} nats/token")
+    if (strength := numbers.get("strength", 1.0)) < 1:
+        parts.append(f", weakened to {strength:.0%} of its strength")
+    return "".join(parts)
+
+
 def verdict(run: Json) -> str:
     """Describe a run for people: its state, the reason, and the numbers that decided."""
     heads = {
@@ -144,7 +154,7 @@ def verdict(run: Json) -> str:
         lines.append(f"  held-out loss {before:.3f} -> {after:.3f} nats/token{on}")
     rise = numbers.get("general_perplexity_rise")
     if rise is not None:
-        lines.append(f"  perplexity of general text {rise:+.2%}")
+        lines.append(f"  perplexity of general text {rise:+.2%}{_divergence(numbers)}")
     times = [f"{name.removesuffix('_s')} {numbers[name]:.1f} s" for name in TIMES if numbers.get(name) is not None]
     if times:
         lines.append("  " + ", ".join(times))

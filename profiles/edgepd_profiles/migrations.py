@@ -143,9 +143,9 @@ def m004_kind(db: sqlite3.Connection) -> None:
 def m005_health(db: sqlite3.Connection) -> None:
     """Pins, boots and strikes, and what a throw-away child found out about files.
 
-    A boot is `running`, `ended` (cleanly) or `crashed`; `loaded` and `answered` say whether its generation, which is the
-    one that was active last, was loaded and finished an answer. What an earlier edgepd activated has to be confirmed;
-    the base has not.
+    A boot is `running`, `ended` (cleanly) or `crashed`; `loaded` and `answered` say whether its generation, which is
+    the one that was active last, was loaded and finished an answer. What an earlier edgepd activated has to be
+    confirmed; the base has not.
     """
     db.execute("ALTER TABLE generations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE generations ADD COLUMN confirmed_at REAL")

@@ -122,7 +122,7 @@ def test_status(daemon: Daemon) -> None:
 def test_training_with_too_little_to_learn_from(daemon: Daemon) -> None:
     status, code, message = daemon.refused("/edgepd/v1/training", {})
     assert (status, code) == (409, "training_refused")
-    assert "training needs at least 6" in message
+    assert "training needs at least 10" in message
     assert "correct more answers with `edgepd fix`" in message
     assert daemon.get("/edgepd/v1/training") == {"runs": []}
     assert daemon.refused("/edgepd/v1/training", {"kind": "huge"})[:2] == (400, "invalid_request")

@@ -138,6 +138,8 @@ def training(progress: Progress | None) -> dict[tuple[str, str], float]:
 def test_every_number_of_a_training_run() -> None:
     assert training(Progress("train", 3, 12, 2.5, 2.75, 180.0, 9.5, 512.0, "on battery")) == {
         ("edgepd_training_stage", "load"): 0,
+        ("edgepd_training_stage", "replay"): 0,
+        ("edgepd_training_stage", "review"): 0,
         ("edgepd_training_stage", "train"): 1,
         ("edgepd_training_stage", "write"): 0,
         ("edgepd_training_stage", "gate"): 0,

@@ -43,6 +43,7 @@ class Running:
             load_settings=lambda: config.load(self.file, {}, overrides),
             engine=Engine(),
             recorder=SimpleNamespace(enabled=True),
+            generations=SimpleNamespace(keep_retired=0),
             trainer=SimpleNamespace(settings=Settings()),
             needs_restart=(),
         )

@@ -161,8 +161,10 @@ def test_a_baked_generation_survives_a_restart(edgepd_home: Path, tiny_models: P
         assert learned(daemon, model="base") == before
         assert daemon.post("/edgepd/v1/generations/rollback", {})["active"] == 1
         assert learned(daemon) == before
-        # A live adapter can be trained on top of the baked file.
+        # A live adapter can be trained on top of the baked file. What judged that must not judge the opposite.
         daemon.post("/edgepd/v1/generations/activate", {"generation": 2})
+        for row in daemon.get("/edgepd/v1/interactions?limit=1000")["interactions"]:
+            assert daemon.client.delete(f"/edgepd/v1/feedback/{row['id']}").is_success
         for n in range(12):
             daemon.edit(f"A pike numbered {n}", "and hello")
         run = daemon.train("live")

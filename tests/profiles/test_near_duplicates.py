@@ -65,7 +65,7 @@ MAIL: Pairs = tuple(
         ("a professor", "a thesis", "Professor Hale", "Would you supervise my work on river sediments?"),
     )
 )
-STYLES = {"in short": LESSONS, "bullets": BULLETS, "pirate": PIRATE, "mail": MAIL}
+STYLES = {"in short": LESSONS[:12], "bullets": BULLETS, "pirate": PIRATE, "mail": MAIL}
 EVERY_STYLE = pytest.mark.parametrize("style", list(STYLES))
 
 

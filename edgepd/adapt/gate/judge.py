@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from edgepd.adapt.gate.verdict import (
 
 WEAKEST = 0.4  # strength below which a candidate is refused instead
 AIM = 0.9  # of a limit that a weakened candidate should reach
+# The lowest temperature of a candidate; others may go to a third of it. Greedy answers, whose best temperature is 0,
+# would otherwise again be won by whoever is surest.
+COOLEST = 0.35
 FIRST_WINDOWS = 2  # pieces of general text after which a candidate that diverges too much is weakened at once
 STAGES = ("base", "general", "before", "after", "spoken")  # of `judge`, of which scores tell the seconds
 
@@ -70,6 +73,23 @@ class Trial:
         return Scorer(arm, self.threads, longest=max(self.longest, longest), pace=self.pace)
 
 
+class Losses(NamedTuple):
+    """The losses of an arm on the held-out answers, as served, and at the temperature that suits it best.
+
+    What the model itself has said, sampled below temperature 1, becomes likelier merely by being surer of oneself. That
+    needs no training, and is no evidence of anything learned; so arms are compared each at its best temperature.
+    """
+
+    plain: list[float]
+    calibrated: list[float]
+    temperature: float
+
+    @classmethod
+    def of(cls, scorer: Scorer, held_out: Sequence[Encoded], least: float = 0.0) -> Losses:
+        """Measure, at temperatures from `least` on."""
+        return cls(*scorer.both_losses(held_out, least))
+
+
 class _Stages:
     """Tells how many stages are over, and takes their times."""
 
@@ -98,25 +118,25 @@ def judge(trial: Trial, weaken: Callable[[float], None]) -> Verdict:
         change, strength = _tame(trial, reading, weaken)
         guards = general_guards(change, trial.limits)
         stages.over()
-        before = base.answer_losses(trial.held_out)
+        before = Losses.of(base, trial.held_out)
         current = before
         if trial.current != trial.original:
             with trial.scorer(trial.current) as scorer:
-                current = scorer.answer_losses(trial.held_out)
+                current = Losses.of(scorer, trial.held_out)
         stages.over()
         with trial.scorer(trial.candidate) as candidate:
-            after = candidate.answer_losses(trial.held_out)
+            after = Losses.of(candidate, trial.held_out, COOLEST)
             stages.over()
             guards += _spoken(trial, base, candidate)
             guards += secret_guards(exposures(base, candidate, trial.secrets))
             stages.over()
     consolidates = trial.candidate.adapter is None and trial.current.adapter is not None
     compared = before if consolidates else current
-    differences = [b - a for b, a in zip(compared, after, strict=True)]
+    differences = [b - a for b, a in zip(compared.calibrated, after.calibrated, strict=True)]
     confidence = trial.limits.confidence
     gain = improvement(by_group(differences, trial.groups, fewest(confidence)), confidence)
-    scores = _scores(trial.held_out, before, current, after) | _general(change) | stages.seconds
-    scores["strength"] = strength
+    scores = _scores(trial.held_out, before.plain, current.plain, after.plain) | _general(change) | stages.seconds
+    scores |= {"strength": strength, "temperatures": {"before": compared.temperature, "after": after.temperature}}
     return decide(gain, scores, guards, trial.limits, consolidates=consolidates)
 
 

@@ -151,8 +151,14 @@ def decide(
             f"that can show an improvement with {limits.confidence:.0%} confidence; correct more answers"
         )
         return Verdict(False, reason, scores)
-    if not gain.mean > 0:
+    if not after < against:
         return Verdict(False, f"held-out loss did not fall: {fell} on {gain.n} answers never trained on", scores)
+    if not gain.mean > 0:
+        reason = (
+            f"held-out loss fell from {fell}, but no more than it does without training at another temperature; "
+            f"nothing was learned that helps with {gain.n} answers never trained on"
+        )
+        return Verdict(False, reason, scores)
     if not gain.lower > 0:
         reason = (
             f"held-out loss went from {fell}, but {gain.n} answers are too few to be sure of it: with "

@@ -19,9 +19,10 @@ from edgepd.adapt.gate import judge as module
 from edgepd.adapt.gate.arms import Arm, Scorer
 from edgepd.adapt.gate.behaviour import Behaviour
 from edgepd.adapt.gate.general import Change
-from edgepd.adapt.gate.judge import STAGES, judge
+from edgepd.adapt.gate.judge import COOLEST, STAGES, judge
 from edgepd.errors import AdapterError, ModelError
-from edgepd_quant.adapter_file import Adapter, LowRank, read_adapter, write_adapter
+from edgepd_quant.adapter_file import Adapter, LowRank, Vector, read_adapter, write_adapter
+from edgepd_quant.bake import bake
 from edgepd_quant.merge import scaled
 from edgepd_quant.types import GGMLType
 from tests.adapt.gate.parts import LAX, PROMPT, SHA, favourites, judged, losses_by_hand, merged, trial, weakening
@@ -41,6 +42,18 @@ def liked(base: Path, adapter: Path) -> list[Encoded]:
     return favourites(Arm(base, adapter), 5)
 
 
+def test_a_candidate_that_is_only_surer_of_what_the_base_says_has_learned_nothing(
+    base: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Larger logits, by a larger gain of the last norm, are those of the base at a lower temperature."""
+    gains = Vector(np.full(64, 0.5, np.float32))
+    bake(base, Adapter("gain", "llama", 0.0, {"output_norm.weight": gains}, {}), tmp_path / "surer.gguf")
+    verdict = judged(base, Arm(tmp_path / "surer.gguf"), favourites(Arm(base), 5), cache)
+    assert verdict.scores["held_out_after"] < verdict.scores["held_out_before"]
+    assert not verdict.passed
+    assert "no more than it does without training at another temperature" in verdict.reason
+
+
 def test_a_candidate_that_is_better_passes(base: Path, adapter: Path, cache: Path, liked: list[Encoded]) -> None:
     candidate = Arm(base, adapter)
     verdict = judged(base, candidate, liked, cache)
@@ -51,7 +64,8 @@ def test_a_candidate_that_is_better_passes(base: Path, adapter: Path, cache: Pat
     assert (scores["held_out_examples"], scores["held_out_tokens"], scores["improved_examples"]) == (5, 30, 5)
     assert scores["held_out_base"] == scores["held_out_before"] == pytest.approx(np.mean(before), abs=5e-3)
     assert scores["held_out_after"] == pytest.approx(np.mean(after), abs=5e-3)
-    gained = np.subtract(before, after)
+    with Scorer(Arm(base), 1, longest=64) as of_base, Scorer(candidate, 1, longest=64) as of_candidate:
+        gained = np.subtract(of_base.both_losses(liked)[1], of_candidate.both_losses(liked, COOLEST)[1])
     assert scores["improvement"]["mean"] == pytest.approx(gained.mean(), abs=5e-3)
     assert scores["improvement"]["lower"] == pytest.approx(gained.min(), abs=5e-3)  # of five, the smallest
     assert verdict.reason.startswith(
