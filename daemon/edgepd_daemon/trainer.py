@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from edgepd_daemon.training_child import WORKER, end, events, how_it_ended, kill
 from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, taught_to
 from edgepd_profiles import registry, runs
 from edgepd_profiles.registry import Generation
-from edgepd_profiles.rows import finite
+from edgepd_profiles.rows import canonical_json, finite
 from edgepd_profiles.runs import Run
 from edgepd_profiles.store import Store
 
@@ -244,7 +245,7 @@ class Trainer:
                 file_sha256=outcome.file_sha256,
                 example_ids=[e.id for e in job.train if e.id not in outcome.skipped],
                 data_hash=job.data_hash,
-                config={"settings": job.settings, "plan": outcome.scores.get("plan")},
+                config=configuration(job) | {"plan": outcome.scores.get("plan")},
                 scores=outcome.scores,
                 reason=outcome.reason,
             )
@@ -259,6 +260,12 @@ class Trainer:
                 lambda c: runs.finish_run(c, run.id, state, generation=generation, reason=reason, numbers=numbers)
             )
         )
+
+
+def configuration(job: Job) -> dict[str, Any]:
+    """Return what a run was told to do, with a hash by which two generations can be seen to have been told the same."""
+    told = {"settings": job.settings, "gate": job.gate}
+    return told | {"sha256": hashlib.sha256(canonical_json(finite(told)).encode()).hexdigest()}
 
 
 def continued(before: Progress | None, now: Progress) -> Progress:

@@ -73,7 +73,6 @@ def generate(
     drafts = [_Draft(n, prompt, limit) for n, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))]
     longest = max(len(draft.prompt) for draft in drafts)
     sequences = min(SEQUENCES, len(drafts))
-    waiting, running, free = deque(drafts), dict[int, _Draft](), list(range(sequences))
     with Context(
         model,
         context_tokens=-(-(longest + max(limits)) // CONTEXT_UNIT) * CONTEXT_UNIT,
@@ -82,28 +81,55 @@ def generate(
         threads=threads,
     ) as context:
         context.set_adapter(adapter)
-        while waiting or running:
+        desk = _Desk(context, drafts, sequences)
+        while desk.busy:
             if pace is not None:
                 pace()
-            entries = [
-                Entry(d.answer.tokens[-1], len(d.prompt) + len(d.answer.tokens) - 1, s, True)
-                for s, d in running.items()
-            ]
-            if waiting and free:  # one prompt per step, so that a batch has room for it
-                sequence, draft = free.pop(), waiting.popleft()
-                running[sequence] = draft
-                context.forget(sequence)
-                last = len(draft.prompt) - 1
-                entries += [Entry(token, i, sequence, i == last) for i, token in enumerate(draft.prompt)]
-            if not context.decode(entries):
-                raise EdgepdError("generating answers was interrupted")
-            for index, entry in enumerate(entries):
-                if entry.wants_output:
-                    draft = running[entry.sequence]
-                    token = choose(context.logits(index), draft.number)
-                    if draft.extend(token, ends=model.is_end(token)):
-                        del running[entry.sequence]
-                        free.append(entry.sequence)
+            desk.step(choose, model)
             if progress is not None:
-                progress(len(drafts) - len(waiting) - len(running), len(drafts))
+                progress(desk.done, len(drafts))
     return [draft.answer for draft in drafts]
+
+
+class _Desk:
+    """The answers that are being generated, those that wait for a place, and the places that are free."""
+
+    def __init__(self, context: Context, drafts: Sequence[_Draft], sequences: int) -> None:
+        self.done = 0
+        self._context = context
+        self._waiting = deque(drafts)
+        self._running: dict[int, _Draft] = {}
+        self._free = list(range(sequences))
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._waiting or self._running)
+
+    def step(self, choose: Choose, model: Model) -> None:
+        """Decode one batch, and extend each answer by the token that follows."""
+        entries = self._entries()
+        if not self._context.decode(entries):
+            raise EdgepdError("generating answers was interrupted")
+        for index, entry in enumerate(entries):
+            if entry.wants_output:
+                draft = self._running[entry.sequence]
+                token = choose(self._context.logits(index), draft.number)
+                if draft.extend(token, ends=model.is_end(token)):
+                    del self._running[entry.sequence]
+                    self._free.append(entry.sequence)
+                    self.done += 1
+
+    def _entries(self) -> list[Entry]:
+        """Return the last token of each answer, and the prompt that comes next if there is a place for it."""
+        entries = [
+            Entry(d.answer.tokens[-1], len(d.prompt) + len(d.answer.tokens) - 1, sequence, True)
+            for sequence, d in self._running.items()
+        ]
+        if self._waiting and self._free:  # one prompt per step, so that a batch has room for it
+            sequence, draft = self._free.pop(), self._waiting.popleft()
+            self._running[sequence] = draft
+            self._context.forget(sequence)
+            last = len(draft.prompt) - 1
+            entries += [Entry(token, i, sequence, i == last) for i, token in enumerate(draft.prompt)]
+        return entries

@@ -56,7 +56,7 @@ class DemoFailedError(EdgepdError):
 def demo(keep: bool, as_json: bool) -> None:
     """Show the whole loop on a real model: chat, correct, train, prove, swap.
 
-    It takes one to four minutes and ends with 1 if any step does not show what it should. With --json the steps go
+    It takes three to six minutes and ends with 1 if any step does not show what it should. With --json the steps go
     to stderr and the measured figures to stdout.
     """
     console = Console(highlight=False, stderr=as_json)

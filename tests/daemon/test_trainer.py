@@ -6,6 +6,7 @@ No model and no torch: the child says what the test tells it to. Real training i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgepd.adapt.job import Outcome, Planned, Progress, Refused, Reviewed
 from edgepd.errors import ConflictError, TrainingError
-from edgepd.settings import Settings, Train
+from edgepd.settings import Gate, Settings, Train
 from edgepd_daemon.trainer import continued
+from edgepd_profiles.rows import canonical_json
 from tests.daemon.training_parts import Parts, correct, with_parts
 
 PASSED = Outcome(True, "better", {"held_out_after": 2.0}, "cd" * 32)
@@ -182,7 +184,9 @@ def test_a_promoted_run_records_what_it_was_trained_with(tmp_path: Path) -> None
         assert run.numbers.items() >= scores.items()
         made = daemon.generations.get(2)
         assert made.state == "active"
-        assert made.config == {"settings": asdict(Train(rank=4)), "plan": PLAN}
+        told = {"settings": asdict(Train(rank=4)), "gate": asdict(Gate())}
+        sha256 = hashlib.sha256(canonical_json(told).encode()).hexdigest()
+        assert made.config == told | {"sha256": sha256, "plan": PLAN}
         assert made.example_ids == ["i1", "i2", "i3", "i4", "i5", "i6"]
         assert made.data_hash == daemon.read("job.json")["data_hash"]
 

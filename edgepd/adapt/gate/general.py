@@ -33,7 +33,7 @@ from edgepd.llama import Model
 # Pieces that lie evenly over the whole text, because its parts differ in kind; each starts from an empty cache.
 WINDOW = 128  # tokens
 CONTEXT = 16  # of them that are only read; without context before them tokens are hard to predict for any arm
-QUICK_WINDOWS = 6
+QUICK_WINDOWS = 4
 ALL_WINDOWS = 40
 K = 128
 FORMAT = 1  # of the file
