@@ -104,20 +104,21 @@ def real(bench: Bench) -> None:
 
 def null(bench: Bench) -> None:
     """What is not there must not be found."""
-    own = 4 if quick() else 14
-    runs = []
-    for temperature in (1.0, 0.7):
-        runs += [lambda t=temperature, s=seed: random_thumbs(bench, t, s) for seed in range(own)]
     pairs = [(a, b) for a in STYLES for b in STYLES if a != b]
-    for seed, (mine, other) in enumerate(pairs[:3] if quick() else pairs):
-        learn, held_out = user(other, seed)[0], user(mine, 100 + seed)[1]
-        known = {e.messages[0]["content"] for e in held_out}
-        learn = [e for e in learn if e.messages[0]["content"] not in known]
-        what = f"{other} for {mine}"
-        runs.append(lambda w=what, e=learn, h=held_out, s=seed: bench.one("null", w, e, h, seed=s))
+    runs = [lambda n=n, p=p: of_another(bench, *p, seed=n) for n, p in enumerate(pairs[:3] if quick() else pairs)]
+    for temperature in (0.7, 1.0):
+        runs += [lambda t=temperature, s=seed: random_thumbs(bench, t, s) for seed in range(4 if quick() else 14)]
     outcomes = bench.side_by_side(runs)
     share = sum(o.promoted for o in outcomes) / len(outcomes)
     bench.report.at_most(f"null runs promoted (of {len(outcomes)})", share, 0.05, "")
+
+
+def of_another(bench: Bench, mine: str, other: str, *, seed: int) -> Outcome:
+    """Learn what another user corrects, and be judged by one's own corrections."""
+    held_out = user(mine, 100 + seed)[1]
+    asked = {e.messages[0]["content"] for e in held_out}
+    learn = [e for e in user(other, seed)[0] if e.messages[0]["content"] not in asked]
+    return bench.one("null", f"{other} for {mine}", learn, held_out, seed=seed)
 
 
 def random_thumbs(bench: Bench, temperature: float, seed: int) -> Outcome:

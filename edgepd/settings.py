@@ -170,6 +170,12 @@ class Gate:
     min_held_out: int = setting(
         5, "answers that are set aside at least to judge by; five are the fewest that can be 95 % sure", minimum=2
     )
+    min_carried_over: float = setting(
+        0.25,
+        "share of what answers that were learned have gained that answers never seen must gain too",
+        minimum=0,
+        maximum=1,
+    )
     max_perplexity_rise: float = setting(
         0.02, "largest tolerated relative rise of perplexity on the bundled general text", minimum=0, maximum=1
     )

@@ -26,12 +26,14 @@ from edgepd.adapt.gate.regurgitation import Planted, planted
 from edgepd.adapt.gate.review import Prompts, Review, review
 from edgepd.adapt.gate.verdict import Limits, Verdict
 from edgepd.adapt.job import Job, JobExample
+from edgepd.adapt.recipe import Data
 from edgepd.chat import ChatFormat
 from edgepd.errors import TrainingError
 from edgepd.llama import Model
 from edgepd_quant.adapter_file import Adapter, LowRank
 from edgepd_quant.reader import GGUFFile
 
+MOST_LEARNED = 5  # answers that were learned, the newest, with which unseen ones are compared
 QUICK_VERIFIABLE = 24  # prompts that a live adapter is reviewed with; a consolidation is with all
 # Nats. Rounding a block's scale to fp16 changes it by 2^-11 at most; over all layers a token's loss moves by some
 # thousandths. llama.cpp rounds activations too, which shows in the mean of few tokens as some hundredths.
@@ -57,11 +59,9 @@ class Proof:
         return review(self.trial, self.prompts, self.verifiable if abilities else (), scores)
 
 
-def prove(
-    job: Job, held_out: Sequence[Encoded], pace: Pace | None, progress: Callable[[int, int], None] | None
-) -> Proof:
+def prove(job: Job, data: Data, pace: Pace | None, progress: Callable[[int, int], None] | None) -> Proof:
     """Return what the gate needs to judge the output of `job`. Raises ModelError if its tokenizer cannot be loaded."""
-    live, base, output = job.kind == "live", Path(job.base), Path(job.output)
+    live, base, output, held_out = job.kind == "live", Path(job.base), Path(job.output), data.held_out
     examples = {e.id: e for e in job.held_out}
     ordered = [examples[e.id] for e in held_out]
     with Model(base, vocab_only=True) as tokenizer:
@@ -81,6 +81,7 @@ def prove(
         candidate=Arm(base, output) if live else Arm(output),
         held_out=held_out,
         groups=[e.conversation or e.id for e in ordered],
+        learned=[e for e in data.learn_from if e.desirable][-MOST_LEARNED:],
         secrets=secrets,
         limits=Limits.of(job.gate),
         cache=Path(job.replay_dir),

@@ -128,7 +128,7 @@ def _prove(job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: 
     emit(Progress("write"))
     written = _write(job, delta)
     clock.lap("write_s")
-    proof = prove(job, data.held_out, None, lambda done, total: emit(Progress("gate", done, total)))
+    proof = prove(job, data, None, lambda done, total: emit(Progress("gate", done, total)))
 
     def weaken(strength: float) -> None:
         written.update(_write(job, scaled(delta, strength)))

@@ -21,6 +21,7 @@ from edgepd.adapt.gate.arms import Arm, Scorer
 from edgepd.adapt.gate.verdict import Limits
 from edgepd.adapt.job import Job, JobExample
 from edgepd.adapt.proof import QUICK_VERIFIABLE, Proof, check_baked, prove
+from edgepd.adapt.recipe import Data
 from edgepd.chat import ChatFormat
 from edgepd.errors import TrainingError
 from edgepd.llama import Model
@@ -85,7 +86,11 @@ def encoded(base: Path, examples: Sequence[JobExample], max_tokens: int = 256) -
 
 def proof_of(base: Path, directory: Path, **fields: Any) -> Proof:
     job = job_for(base, directory, **fields)
-    return prove(job, encoded(base, job.held_out), None, None)
+    return prove(job, data_of(base, job, job.held_out), None, None)
+
+
+def data_of(base: Path, job: Job, held_out: Sequence[JobExample]) -> Data:
+    return Data(encoded(base, job.train), [], encoded(base, held_out), [], [])
 
 
 def rendered(base: Path, example: Encoded) -> tuple[str, str]:
@@ -155,13 +160,18 @@ def test_what_is_judged_are_the_arms_of_the_job(base: Path, tmp_path: Path) -> N
     assert baked.windows == general.ALL_WINDOWS
 
 
+def test_the_newest_of_what_was_learned_show_what_is_known_by_heart(base: Path, tmp_path: Path) -> None:
+    job = job_for(base, tmp_path)
+    assert [e.id for e in proof_of(base, tmp_path).trial.learned] == [e.id for e in job.train][-5:]
+
+
 def test_answers_of_one_conversation_belong_together(base: Path, tmp_path: Path) -> None:
     assert proof_of(base, tmp_path).trial.groups == ["c_1", "c_1", "i_3"]
 
 
 def test_an_example_that_did_not_fit_is_not_judged(base: Path, tmp_path: Path) -> None:
     job = job_for(base, tmp_path)
-    proof = prove(job, encoded(base, HELD_OUT[1:]), None, None)
+    proof = prove(job, data_of(base, job, HELD_OUT[1:]), None, None)
     assert [e.id for e in proof.prompts.retrieval] == ["i_2", "i_3"]
     assert proof.trial.groups == ["c_1", "i_3"]
 

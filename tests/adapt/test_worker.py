@@ -58,7 +58,7 @@ QUESTIONS = (
     "Do you like music?",
 )
 # What a gate of a random model does not look at: it has nothing to forget.
-LAX = {"max_perplexity_rise": 1e9, "max_kl": 1e9, "max_verifiable_drop": 1.0}
+LAX = {"min_carried_over": -1e9, "max_perplexity_rise": 1e9, "max_kl": 1e9, "max_verifiable_drop": 1.0}
 
 
 def style(number: int, question: str) -> JobExample:

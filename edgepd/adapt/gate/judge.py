@@ -32,6 +32,7 @@ from edgepd.adapt.gate.verdict import (
     behaviour_guards,
     decide,
     general_guards,
+    memory_guards,
     secret_guards,
 )
 
@@ -54,6 +55,7 @@ class Trial:
     candidate: Arm
     held_out: Sequence[Encoded]
     groups: Sequence[str]
+    learned: Sequence[Encoded]  # some of what was trained on
     secrets: Sequence[Planted]
     limits: Limits
     cache: Path  # directory of what is known of the base
@@ -66,7 +68,7 @@ class Trial:
     def longest(self) -> int:
         """Return how many tokens a scorer of it must hold."""
         planted = [len(s.before) + max(map(len, (s.tokens, *s.likenesses))) for s in self.secrets]
-        return max(general.WINDOW + 1, *(len(e.tokens) for e in self.held_out), *planted)
+        return max(general.WINDOW + 1, *(len(e.tokens) for e in (*self.held_out, *self.learned)), *planted)
 
     def scorer(self, arm: Arm, longest: int = 0) -> Scorer:
         """Load an arm to score what is judged, and up to `longest` tokens."""
@@ -126,6 +128,11 @@ def judge(trial: Trial, weaken: Callable[[float], None]) -> Verdict:
         stages.over()
         with trial.scorer(trial.candidate) as candidate:
             after = Losses.of(candidate, trial.held_out, COOLEST)
+            guards += memory_guards(
+                _gain(base.answer_losses(trial.learned), candidate.answer_losses(trial.learned)),
+                _gain(before.plain, after.plain),
+                trial.limits,
+            )
             stages.over()
             guards += _spoken(trial, base, candidate)
             guards += secret_guards(exposures(base, candidate, trial.secrets))
@@ -138,6 +145,11 @@ def judge(trial: Trial, weaken: Callable[[float], None]) -> Verdict:
     scores = _scores(trial.held_out, before.plain, current.plain, after.plain) | _general(change) | stages.seconds
     scores |= {"strength": strength, "temperatures": {"before": compared.temperature, "after": after.temperature}}
     return decide(gain, scores, guards, trial.limits, consolidates=consolidates)
+
+
+def _gain(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return the mean of the differences, 0 of none."""
+    return float(np.mean(np.subtract(before, after))) if before else 0.0
 
 
 def _tame(trial: Trial, reading: general.Reading, weaken: Callable[[float], None]) -> tuple[general.Change, float]:

@@ -33,6 +33,7 @@ class Limits:
     """What a candidate must keep to: the section [gate] of the settings."""
 
     confidence: float
+    min_carried_over: float
     max_perplexity_rise: float
     max_kl: float
     max_verifiable_drop: float
@@ -83,6 +84,22 @@ def general_guards(change: Change, limits: Limits) -> list[Guard]:
             f"at most {limits.max_kl:.3f} is allowed",
         ),
     ]  # fmt: skip
+
+
+def memory_guards(learned: float, unseen: float, limits: Limits) -> list[Guard]:
+    """Return the guard against learning by heart, and against learning what is not this user's.
+
+    `learned` is what answers that were trained on have gained over the base, `unseen` what held-out ones have, both in
+    nats per token. What both users of one model prefer helps a little with either; what is one's own helps with most.
+    """
+    if learned <= 0:
+        return []  # nothing was learned by heart; whether anything was learned at all is for the evidence to say
+    carried = unseen / learned
+    said = (
+        f"only {carried:.0%} of what was learned carries over to answers never seen ({unseen:.3f} of {learned:.3f} "
+        f"nats/token); at least {limits.min_carried_over:.0%} is asked for"
+    )
+    return [Guard("learned by heart only", 1 - carried, 1 - limits.min_carried_over, "share", said)]
 
 
 def behaviour_guards(after: Behaviour, known: Sequence[Behaviour]) -> list[Guard]:

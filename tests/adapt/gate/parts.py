@@ -25,7 +25,8 @@ from tests.tiny_gguf import llama_logits
 SHA = "ab" * 32
 VOCABULARY = 273
 LAX = Limits(
-    confidence=0.95, max_perplexity_rise=1e9, max_kl=1e9, max_verifiable_drop=1.0, min_kept_gain=0.9
+    confidence=0.95, min_carried_over=-1e9, max_perplexity_rise=1e9, max_kl=1e9, max_verifiable_drop=1.0,
+    min_kept_gain=0.9,
 )  # fmt: skip
 PROMPT, ANSWER, WHOLE = 5, 6, 20  # tokens of a favourite's prompt and answer, and of what is tried for it
 
@@ -64,6 +65,7 @@ def trial(base: Path, candidate: Arm, held_out: Sequence[Encoded], cache: Path, 
         "candidate": candidate,
         "held_out": held_out,
         "groups": [e.id for e in held_out],
+        "learned": (),
         "secrets": (),
         "limits": LAX,
         "cache": cache,

@@ -23,6 +23,7 @@ from edgepd.adapt.gate.verdict import (
     behaviour_guards,
     decide,
     general_guards,
+    memory_guards,
     secret_guards,
 )
 from edgepd.settings import Gate
@@ -45,7 +46,22 @@ BREAKS = Guard("other", 0.51, 0.5, "share", "the other is broken")
 
 
 def test_the_limits_are_those_of_the_settings() -> None:
-    assert Limits(0.95, 0.02, 0.05, 0.02, 0.9) == LIMITS
+    assert Limits(0.95, 0.25, 0.02, 0.05, 0.02, 0.9) == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("learned", "unseen", "passed"),
+    [(2.0, 0.5, True), (2.0, 0.49, False), (2.0, 2.5, True), (2.0, -0.1, False), (math.nan, 1.0, False)],
+)
+def test_a_quarter_of_what_was_learned_must_carry_over(learned: float, unseen: float, passed: bool) -> None:
+    (guard,) = memory_guards(learned, unseen, LIMITS)
+    assert guard.passed is passed
+    assert f"({unseen:.3f} of {learned:.3f} nats/token); at least 25% is asked for" in guard.said
+
+
+@pytest.mark.parametrize("learned", [0.0, -1.0])
+def test_what_learned_nothing_by_heart_has_no_such_guard(learned: float) -> None:
+    assert memory_guards(learned, 1.0, LIMITS) == []
 
 
 @pytest.mark.parametrize(
