@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepd import secrets
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded, Example, Skipped, encode_all
 from edgepd.adapt.grouping import grouped
@@ -74,7 +75,7 @@ def prepare_data(job: Job, settings: dict[str, Any], told: Callable[[int, int], 
     On the fast path there is no time to generate any. `told` is called with done and total while that goes on. Raises
     TrainingError if a side has no example that fits.
     """
-    examples = [_example(e) for e in job.train]
+    examples, withheld = without_secrets([_example(e) for e in job.train])
     if settings["objective"] == "reward":
         gamma, capacity = settings.get("reward_discount", GAMMA), settings.get("replay_buffer", CAPACITY)
         examples = reward_weighted(examples, gamma=gamma, capacity=capacity)
@@ -105,7 +106,21 @@ def prepare_data(job: Job, settings: dict[str, Any], told: Callable[[int, int], 
     stop = int(len(wanted) * EARLY_STOPPING_SHARE) if len(wanted) >= EARLY_STOPPING_FROM else 0
     stop_on = wanted[len(wanted) - stop :]
     learn_from = [e for e in train_set if e not in stop_on]
-    return Data(learn_from, stop_on, held_out, general, skipped + skipped_held_out)
+    return Data(learn_from, stop_on, held_out, general, withheld + skipped + skipped_held_out)
+
+
+def without_secrets(examples: Sequence[Example]) -> tuple[list[Example], list[Skipped]]:
+    """Return those whose answers hold nothing that looks like a secret, and which others are not learned from.
+
+    The gate's probe would let a secret pass that was learned a little, and not by heart.
+    """
+    kinds = [next((secret.kind for secret in secrets.find(e.response)), None) for e in examples]
+    withheld = [
+        Skipped(e.id, f"example {e.id}: its answer holds what looks like a secret ({kind}), which is never learned")
+        for e, kind in zip(examples, kinds, strict=True)
+        if kind is not None
+    ]
+    return [e for e, kind in zip(examples, kinds, strict=True) if kind is None], withheld
 
 
 def make_recipe(job: Job, settings: dict[str, Any], data: Data, decoder: Decoder) -> Recipe:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from edgepd.adapt.decoder import Decoder
-from edgepd.adapt.examples import Encoded
+from edgepd.adapt.examples import Encoded, Example
 from edgepd.adapt.job import Job, JobExample, JobKind
 from edgepd.adapt.objectives import DPO, KTO, SFT, AnchorKL
-from edgepd.adapt.recipe import Data, make_recipe, prepare_data, read_settings, stopping_set
+from edgepd.adapt.recipe import Data, make_recipe, prepare_data, read_settings, stopping_set, without_secrets
 from edgepd.config import declarations
 from edgepd.errors import ConfigError, TrainingError
 from edgepd.settings import Gate, Train
@@ -52,6 +52,15 @@ def data(count: int = 10, general: int = 0) -> Data:
 def decoder(tmp_path: Path) -> Iterator[Decoder]:
     with tiny_decoder(tmp_path) as opened:
         yield opened
+
+
+def test_an_answer_with_what_looks_like_a_secret_is_never_learned() -> None:
+    said = ("Wait eight minutes.", "the password is x7Kp2mQ9zr", "my PIN is 483105")
+    examples = [Example(f"e{n}", [{"role": "user", "content": "Hm?"}], text) for n, text in enumerate(said)]
+    kept, withheld = without_secrets(examples)
+    assert [e.id for e in kept] == ["e0"]
+    assert [s.id for s in withheld] == ["e1", "e2"]
+    assert all("looks like a secret" in s.reason and "x7Kp" not in s.reason for s in withheld)
 
 
 def test_the_live_path_trains_lora_and_the_normal_path_what_is_baked(decoder: Decoder) -> None:
