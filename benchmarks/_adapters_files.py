@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from _edgepd import LINEARS, RANK
-from _random_gguf import Shape, matrices, norms
+from _random_gguf import Shape, write
 
 from edgepd_quant.adapter_file import Adapter, Kind, LowRank
 from edgepd_quant.reader import GGUFFile
@@ -29,33 +29,7 @@ RELATIVE_CHANGE = 0.02  # deviation of what a delta changes, as a share of the d
 
 def write_wide(path: Path, shape: Shape, seed: int = 0) -> Path:
     """Write a model of architecture `llama` in Q4_K that llama.cpp loads without a tokenizer; return its path."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(8192)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.feed_forward)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(500000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("none")
-    for name, (rows, columns) in matrices(shape):
-        stored = (rows, columns // BLOCK_ELEMENTS * BLOCK_BYTES)
-        writer.add_tensor_info(name, stored, np.dtype(np.uint8), stored[0] * stored[1], raw_dtype=Q4_K)
-    for name in norms(shape):
-        writer.add_tensor_info(name, (shape.hidden,), np.dtype(np.float32), 4 * shape.hidden)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    rng = np.random.default_rng(seed)
-    for _, (rows, columns) in matrices(shape):
-        writer.write_tensor_data(_random_q4_k(rng, rows, columns))
-    for _ in norms(shape):
-        writer.write_tensor_data(np.ones(shape.hidden, np.float32))
-    writer.close()
-    return path
+    return write(path, shape, seed, kind=Q4_K, blocks=_random_q4_k, for_llama=True)
 
 
 def _random_q4_k(rng: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:

@@ -8,7 +8,7 @@ larger than memory.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-BLOCK_BYTES, BLOCK_ELEMENTS = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q4_0][::-1]
+Q4_0 = gguf.GGMLQuantizationType.Q4_0
+BLOCK_ELEMENTS, BLOCK_BYTES = gguf.GGML_QUANT_SIZES[Q4_0]
 Q4_0_DEVIATION = 4.61  # of a uniform value in -8..7
 
 
@@ -41,8 +42,23 @@ SHAPES = {
 }
 
 
-def write(path: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the model and return its path."""
+# Of random weights, from their rows and columns: their blocks (rows, row bytes).
+Blocks = Callable[[np.random.Generator, int, int], npt.NDArray[np.uint8]]
+
+
+def write(
+    path: Path,
+    shape: Shape,
+    seed: int = 0,
+    *,
+    kind: gguf.GGMLQuantizationType = Q4_0,
+    blocks: Blocks | None = None,
+    for_llama: bool = False,
+) -> Path:
+    """Write the model, by default in Q4_0, and return its path.
+
+    `blocks` makes the weights of another `kind`. With `for_llama`, llama.cpp loads the file without a tokenizer.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.layers)
     writer.add_context_length(8192)
@@ -55,9 +71,12 @@ def write(path: Path, shape: Shape, seed: int = 0) -> Path:
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
+    if for_llama:
+        writer.add_vocab_size(shape.vocabulary)
+        writer.add_tokenizer_model("none")
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
     for name, (rows, columns) in matrices(shape):
-        stored = (rows, columns // BLOCK_ELEMENTS * BLOCK_BYTES)
-        kind = gguf.GGMLQuantizationType.Q4_0
+        stored = (rows, columns // elements * size)
         writer.add_tensor_info(name, stored, np.dtype(np.uint8), stored[0] * stored[1], raw_dtype=kind)
     for name in norms(shape):
         writer.add_tensor_info(name, (shape.hidden,), np.dtype(np.float32), 4 * shape.hidden)
@@ -66,7 +85,7 @@ def write(path: Path, shape: Shape, seed: int = 0) -> Path:
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(seed)
     for _, (rows, columns) in matrices(shape):
-        writer.write_tensor_data(random_blocks(rng, rows, columns))
+        writer.write_tensor_data((blocks or random_blocks)(rng, rows, columns))
     for _ in norms(shape):
         writer.write_tensor_data(np.ones(shape.hidden, np.float32))
     writer.close()

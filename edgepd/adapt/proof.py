@@ -62,16 +62,13 @@ class Proof:
 def prove(job: Job, data: Data, pace: Pace | None, progress: Callable[[int, int], None] | None) -> Proof:
     """Return what the gate needs to judge the output of `job`. Raises ModelError if its tokenizer cannot be loaded."""
     live, base, output, held_out = job.kind == "live", Path(job.base), Path(job.output), data.held_out
-    examples = {e.id: e for e in job.held_out}
-    ordered = [examples[e.id] for e in held_out]
+    asked = {e.id: e for e in job.held_out}
+    pairs = [(asked[encoded.id], encoded) for encoded in held_out]
     with Model(base, vocab_only=True) as tokenizer:
         chat = ChatFormat(tokenizer)
         prompts = Prompts(
-            [
-                _behind(chat, e, encoded, _profiled(e, job.profile_prompt), job)
-                for e, encoded in _pairs(ordered, held_out)
-            ],
-            [_behind(chat, e, encoded, _after_shots(e), job) for e, encoded in _pairs(ordered, held_out)],
+            [_behind(chat, e, encoded, _profiled(e, job.profile_prompt), job) for e, encoded in pairs],
+            [_behind(chat, e, encoded, _after_shots(e), job) for e, encoded in pairs],
         )
         secrets = _secrets(chat, tokenizer, job)
     trial = Trial(
@@ -80,7 +77,7 @@ def prove(job: Job, data: Data, pace: Pace | None, progress: Callable[[int, int]
         current=Arm(Path(job.current_model), Path(job.current_adapter) if job.current_adapter else None),
         candidate=Arm(base, output) if live else Arm(output),
         held_out=held_out,
-        groups=[e.conversation or e.id for e in ordered],
+        groups=[e.conversation or e.id for e, _ in pairs],
         learned=[e for e in data.learn_from if e.desirable][-MOST_LEARNED:],
         secrets=secrets,
         limits=Limits.of(job.gate),
@@ -132,10 +129,6 @@ def _losses(decoder: Decoder, held_out: Sequence[Encoded]) -> torch.Tensor:
 
 def _rank(delta: Adapter) -> int:
     return max((len(values.a) for values in delta.tensors.values() if isinstance(values, LowRank)), default=1)
-
-
-def _pairs(examples: Sequence[JobExample], encoded: Sequence[Encoded]) -> list[tuple[JobExample, Encoded]]:
-    return list(zip(examples, encoded, strict=True))
 
 
 def _behind(
