@@ -68,6 +68,7 @@ class WatchfulEngine:
 
     def __init__(self, passing: Callable[[str], None]) -> None:
         self.loaded: list[Version] = []
+        self.tried: list[Version] = []  # everything that was ever handed to it, loaded or not
         self.kept: Version | None = None
         self.no_memory = False
         self._passing = passing
@@ -76,6 +77,7 @@ class WatchfulEngine:
         return version in self.loaded
 
     def prepare(self, version: Version) -> None:
+        self.tried.append(version)
         self._passing("load")
         found = "+".join(sha256(file) for file in (version.model, version.adapter) if file)
         assert found == version.fingerprint, f"the engine was given changed files of generation {version.generation}"

@@ -134,7 +134,9 @@ class AnySequence(RuleBasedStateMachine):
 
     def restart_after_kill(self, *, unfinished: bool) -> None:
         """Start after a SIGKILL, and check that the generation it is put down to is withdrawn when it is due."""
-        self.count_switch(self.generations.active().id)  # it may have been the last thing that was done
+        active = self.generations.active()
+        self.count_switch(active.id)  # it may have been the last thing that was done
+        self.loaded_here |= self.generations.version(active) in self.world.engine.tried
         self.world.kill(unfinished=unfinished)
         struck, due = self.active, False
         if struck != BASE:
@@ -330,21 +332,17 @@ class AnySequence(RuleBasedStateMachine):
             return
         number, found = self.chosen(recent)
         versions: list[Version] = []
-        before = list(self.world.engine.loaded)
         how = self.unmoved(lambda: versions.append(self.generations.resolve(f"tiny@{number}")))
         if how == "done":
             assert found is not None
             assert found.state in LOADABLE
             assert versions == [self.generations.version(found)]
-            self.loaded_here |= number == self.active and versions[0] not in before
         else:
             assert found is None or found.state not in LOADABLE or self.is_broken(found)
 
     def served(self) -> Version:
         """Return what a request without a name gets, which is what the registry says, or the base with a word why."""
-        before = list(self.world.engine.loaded)
         version: Version = self.generations.resolve("default")
-        self.loaded_here |= version.generation == self.active and version not in before
         assert version == self.generations.current
         assert self.world.engine.is_prepared(version)
         return version
