@@ -1,8 +1,9 @@
 """Talk to the daemon: a synchronous client of its HTTP API over the Unix socket.
 
-The idea: one method per route, JSON objects in and out as the API documents them. The invariant: whatever goes
-wrong leaves this module as an EdgepdError, and an error that the daemon explains keeps its class (and with it its
-exit code), found by the `code` in the answer.
+The idea: one method per route, JSON objects in and out as the API documents them; the routes about the user are in
+profile_client.py and privacy_client.py, which this joins. The invariant: whatever goes wrong leaves this module as an
+EdgepdError, and an error that the daemon explains keeps its class (and with it its exit code), found by the `code` in
+the answer.
 What this does not do: start the daemon, repeat a failed request, or interpret what an answer says.
 """
 
@@ -17,19 +18,22 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from edgepd.client_calls import Json as Json
 from edgepd.client_errors import encoded, error_in, explained, parsed, segment
 from edgepd.errors import BusyError, DaemonNotRunningError, EdgepdError
+from edgepd.privacy_client import PrivacyCalls
+from edgepd.profile_client import FeedbackKind as FeedbackKind
+from edgepd.profile_client import Outcome as Outcome
+from edgepd.profile_client import ProfileCalls
 
-Json = dict[str, Any]
 Kind = Literal["live", "baked"]
-FeedbackKind = Literal["thumb", "edit", "preferred"]
 
 CONNECT_TIMEOUT_S = 5.0
 GENERATIONS = "/edgepd/v1/generations"
 NOT_SERVING = ("failed", "draining")  # what /healthz says when nothing more will be answered
 
 
-class Client:
+class Client(ProfileCalls, PrivacyCalls):
     """A connection to the daemon that listens on `socket_path`. Use it as a context manager, or call `close()`.
 
     `timeout` is in seconds and bounds the wait for most answers. Chat completions, plans, and what copies, compares or
@@ -120,26 +124,21 @@ class Client:
                 yield event
             raise EdgepdError(f"the daemon on {self.socket} broke off the answer; its log says why")
 
-    def thumb(self, interaction_id: str, thumb: Literal[1, -1], source: str | None = None) -> Json:
-        """Judge an answer. `interaction_id` may be "last". Returns {"interaction_id", "feedback"}."""
-        return self._feedback({"interaction_id": interaction_id, "thumb": thumb}, source)
+    def interactions(
+        self,
+        limit: int = 20,
+        query: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        app: str | None = None,
+    ) -> list[Json]:
+        """Return the newest interactions, newest first, or those that match a query, best first.
 
-    def edit(self, interaction_id: str, text: str, source: str | None = None) -> Json:
-        """Replace an answer by `text`. `interaction_id` may be "last". Returns {"interaction_id", "feedback"}."""
-        return self._feedback({"interaction_id": interaction_id, "edit": text}, source)
-
-    def prefer(self, winner: str, loser: str, source: str | None = None) -> Json:
-        """Say that the answer `winner` is better than `loser`. Returns {"interaction_id", "feedback"} of the winner."""
-        return self._feedback({"interaction_id": winner, "preferred_over": loser}, source)
-
-    def remove_feedback(self, interaction_id: str, kind: FeedbackKind | None = None) -> Json:
-        """Take feedback back, all or one kind of it. Returns {"interaction_id", "removed"}."""
-        params = {"kind": kind} if kind else {}
-        return self._call("DELETE", f"/edgepd/v1/feedback/{segment(interaction_id)}", params=params)
-
-    def interactions(self, limit: int = 20) -> list[Json]:
-        """Return the newest interactions, newest first."""
-        return list(self._call("GET", "/edgepd/v1/interactions", params={"limit": limit})["interactions"])
+        `since` and `until` are in seconds since 1970. Found ones have a "score" and a "snippet" too.
+        """
+        given = {"limit": limit, "q": query, "since": since, "until": until, "app": app}
+        params = {name: value for name, value in given.items() if value is not None}
+        return list(self._call("GET", "/edgepd/v1/interactions", params=params)["interactions"])
 
     def interaction(self, interaction_id: str) -> Json:
         """Return one interaction with its feedback. `interaction_id` may be "last"."""
@@ -215,9 +214,6 @@ class Client:
         """Post to a route that may check or copy whole files, and so take as long as that takes."""
         return self._call("POST", path, content=encoded(body), timeout=self._patient)
 
-    def _feedback(self, body: Json, source: str | None) -> Json:
-        return self._call("POST", "/edgepd/v1/feedback", content=encoded(body | ({"source": source} if source else {})))
-
     def _call(self, method: str, path: str, **options: Any) -> Json:
         with self._explained():
             response = self._http.request(method, path, **options)
@@ -230,6 +226,19 @@ class Client:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(CONNECT_TIMEOUT_S)
             probe.connect(str(self.socket))
+
+    def _lines(self, path: str, params: Json) -> Generator[str, None, None]:
+        with self._explained(), self._http.stream("GET", path, params=params, timeout=self._patient) as response:
+            if response.is_error:
+                response.read()
+                raise error_in(response)
+            rest = b""
+            for chunk in response.iter_bytes():
+                # Not iter_lines: that would also break lines at U+2028 and the like, which JSON strings may hold.
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in lines if line.strip())
+            if rest.strip():
+                yield rest.decode(errors="replace")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

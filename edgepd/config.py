@@ -185,6 +185,11 @@ class Paths:
         return self.data_dir / "runs"
 
     @property
+    def backups_dir(self) -> Path:
+        """Backups of the profile."""
+        return self.data_dir / "backups"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) by the one daemon that owns the data directory."""
         return self.data_dir / "daemon.lock"

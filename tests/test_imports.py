@@ -30,9 +30,15 @@ ARROWS: dict[str, set[str]] = {
     "edgepd.chat": {"edgepd.errors", "edgepd.llama", "edgepd.messages", "edgepd.template"},
     "edgepd.models": {"edgepd.errors", "edgepd.config", "edgepd.atomic"},
     "edgepd.client_errors": {"edgepd.errors"},
-    "edgepd.client": {"edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.client_errors"},
+    "edgepd.client_calls": {"edgepd.errors", "edgepd.client_errors"},
+    "edgepd.profile_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
+    "edgepd.privacy_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
+    "edgepd.client": {
+        *("edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.client_errors", "edgepd.client_calls"),
+        *("edgepd.profile_client", "edgepd.privacy_client"),
+    },
     "edgepd_quant": {"edgepd.errors", "edgepd.atomic"},
-    "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.secrets", "edgepd.settings"},
+    "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.secrets", "edgepd.settings"},
 }
 SHARED = {
     "edgepd.errors",
@@ -50,7 +56,7 @@ ARROWS["edgepd.intent"] = SHARED
 ARROWS["edgepd_daemon"] = set(ARROWS) | {"edgepd.adapt", "edgepd.intent"}
 ARROWS["edgepd.cli"] = {
     *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.client", "edgepd.models", "edgepd.template"),
-    *("edgepd_quant", "edgepd_daemon"),
+    *("edgepd_quant", "edgepd_profiles", "edgepd_daemon"),
 }
 ARROWS["edgepd.__main__"] = {"edgepd.cli"}
 
@@ -59,7 +65,7 @@ TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job", "edgepd.adapt.presets"}
 # May be imported inside a function: the first two are slow to load, and the hub is needed for one command only.
 HEAVY = {"torch", "llama_cpp", "huggingface_hub", "tqdm"}
 # So may these, which load llama.cpp or numpy: the daemon does without them until it is asked something.
-LOADS_HEAVY = {"edgepd_daemon.engine.host", "edgepd_daemon.generation_files"}
+LOADS_HEAVY = {"edgepd_daemon.engine.host", "edgepd_daemon.generation_files", "edgepd_profiles.selection"}
 
 
 def modules() -> dict[str, Path]:

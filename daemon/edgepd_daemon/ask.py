@@ -36,6 +36,7 @@ class Ask:
     overflow: Literal["error", "shift"] = "error"
     keep_alive: float | None = None
     store: bool = True
+    personal: bool = True  # whether what the profile knows may be put before the question
     conversation: str | None = None
     app: str = ""
     client: str = ""

@@ -20,7 +20,7 @@ _VERDICTS = {
     "candidate": "it waits to be used",
     "rejected": "it was rejected and does not serve",
     "retired": "it has served before and can serve again",
-    "stale": "it is not offered any more, because what it was trained on has changed",
+    "stale": "it was taught what has been forgotten since, so it never serves again and its files are gone",
     "deleted": "it was deleted, its files are gone",
 }
 

@@ -1,120 +1,40 @@
 """One exchange: from a question to its answers, recorded in the profile on the way.
 
-The idea: `Exchanges.start` resolves the version, tokenises and submits one request for each of the `n` choices;
-iterating over `events` yields their text, tool calls and ends as they come. A row is written when the first text of
-a choice arrives, before the client sees it, saved about once a second, and finished with the last event or when the
-client goes away. The invariant: each choice ends in the profile exactly once.
+The idea: `Exchanges.start` resolves the version, puts what the profile knows before the question, tokenises and
+submits one request for each of the `n` choices; iterating over `events` yields their text, tool calls and ends as they
+come. A row is written when the first text of a choice arrives, before the client sees it, saved about once a second,
+and finished with the last event or when the client goes away. The invariant: each choice ends in the profile exactly
+once.
 What this does not do: know the dialect of the client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
+from edgepd.errors import TemplateError
 from edgepd_daemon.ask import Ask
+from edgepd_daemon.choices import Choice, End, Piece, for_choice, kind_of, merged
 from edgepd_daemon.engine.engine import Engine
-from edgepd_daemon.engine.types import Event, Finished, Request, Sampling, ScoredToken, Text, Timings, Version
+from edgepd_daemon.engine.types import Event, Finished, Request, Text, Timings, Version
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.mailbox import Mailbox
-from edgepd_daemon.prompt import Prompt, about_tools, prepare
-from edgepd_daemon.recorder import Ending, Recorder
-from edgepd_daemon.tools.format import Parsed
-from edgepd_daemon.tools.types import ToolCall
+from edgepd_daemon.personal import Personal, Personaliser
+from edgepd_daemon.prompt import Prompt, prepare
+from edgepd_daemon.recorder import Recorder
 from edgepd_profiles import interactions
 from edgepd_profiles.interactions import Interaction
 
+MOST_OF_CONTEXT = 0.75  # share of the context window up to which a prompt may be extended
 SAVE_SECONDS = 1.0  # how often a streaming answer is saved
 WHOLE = ("stop", "length")  # reasons with which an answer has come to its own end
 STATE_OF_REASON = {"stop": "done", "length": "done", "cancelled": "cancelled"}
 
 Observer = Callable[[Timings | None, str], None]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """More of a choice: text to show, tool calls that are complete, and the scores of its tokens if asked for."""
-
-    choice: int
-    text: str
-    calls: tuple[ToolCall, ...] = ()
-    scored: tuple[ScoredToken, ...] = ()
-
-
-@dataclass(frozen=True)
-class End:
-    """The end of a choice: `stop`, `length`, `tool_calls` or `cancelled`."""
-
-    choice: int
-    reason: str
-
-
-@dataclass
-class Choice:
-    """One answer as far as it has come. `raw` is what the model wrote, `content` what of it is not a tool call."""
-
-    interaction: Interaction
-    prompt: Prompt
-    started_at: float
-    raw: str = ""
-    content: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    scored: list[ScoredToken] = field(default_factory=list)
-    completion_tokens: int = 0
-    timings: Timings | None = None
-    finish_reason: str | None = None
-    stop: str | None = None  # the stop string that ended it
-    logged: bool = False
-    saved_at: float = 0.0
-    request: Request | None = None
-
-    def __post_init__(self) -> None:
-        self._parser = self.prompt.parser()
-
-    @property
-    def interaction_id(self) -> str | None:
-        """The id under which feedback can be given, None if the choice is not stored."""
-        return self.interaction.id if self.logged else None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self.finish_reason is not None
-
-    def add(self, event: Text) -> Parsed:
-        """Take in more text and return what it means to the client."""
-        self.raw += event.text
-        self.completion_tokens += event.tokens
-        self.scored += event.scored
-        return self._noted(self._parser.feed(event.text) if self._parser else Parsed(event.text))
-
-    def end(self, event: Finished) -> Parsed:
-        """Take in the end and return what was held back until then."""
-        self.timings, self.stop = event.timings, event.stop
-        self.completion_tokens = event.timings.completion_tokens
-        rest = self._noted(self._parser.finish() if self._parser else Parsed(""))
-        self.finish_reason = "tool_calls" if self.calls and event.reason == "stop" else event.reason
-        return rest
-
-    def ending(self, state: str) -> Ending:
-        """Return what the profile stores about the end."""
-        return Ending(
-            text=self.raw,
-            state=state,
-            finish_reason=self.finish_reason,
-            prompt_tokens=len(self.prompt.tokens),
-            completion_tokens=self.completion_tokens,
-            ttft_ms=self.timings.ttft_ms if self.timings else None,
-            duration_ms=(time.monotonic() - self.started_at) * 1000,
-        )
-
-    def _noted(self, parsed: Parsed) -> Parsed:
-        self.content += parsed.text
-        self.calls += parsed.calls
-        return parsed
 
 
 class Exchanges:
@@ -125,22 +45,36 @@ class Exchanges:
         engine: Engine,
         generations: Generations,
         recorder: Recorder,
+        personaliser: Personaliser,
         observe: Observer = lambda _timings, _why: None,
     ) -> None:
         """`observe` is told the timings and the reason of each choice that ended."""
         self._engine = engine
         self._generations = generations
         self._recorder = recorder
+        self._personaliser = personaliser
         self._observe = observe
 
     async def start(self, ask: Ask) -> Exchange:
         """Resolve, tokenise and submit. Raises EdgepdError if the question cannot be accepted."""
         version = await asyncio.to_thread(self._generations.resolve, ask.model)
-        prompt = await asyncio.to_thread(prepare, self._engine, version, ask)
+        personal, prompt = await asyncio.to_thread(self._prompt, version, ask)
         model_id = self._generations.model_id(version)
-        exchange = Exchange(self._engine, self._recorder, self._observer(version), ask, version, model_id, prompt)
+        observe = self._observer(version)
+        exchange = Exchange(self._engine, self._recorder, observe, ask, version, model_id, prompt, personal)
         exchange.submit()
         return exchange
+
+    def _prompt(self, version: Version, ask: Ask) -> tuple[Personal, Prompt]:
+        """Return what of the profile goes into the prompt, and the prompt; without it if there is no room for it."""
+        personal = self._personaliser.of(version, ask)
+        if personal.used:
+            with contextlib.suppress(TemplateError):  # of a model that takes no system message, for example
+                with_it = prepare(self._engine, version, replace(ask, messages=personal.messages))
+                if len(with_it.tokens) <= self._engine.context_tokens * MOST_OF_CONTEXT:
+                    return personal, with_it
+            personal = replace(personal, used={})
+        return personal, prepare(self._engine, version, ask)
 
     def _observer(self, version: Version) -> Observer:
         """Return an observer that also counts answers that came to their end for the health of their generation.
@@ -168,6 +102,7 @@ class Exchange:
         version: Version,
         model_id: str,
         prompt: Prompt,
+        personal: Personal,
     ) -> None:
         """Use `Exchanges.start`."""
         self._engine = engine
@@ -177,6 +112,8 @@ class Exchange:
         self._mailbox: Mailbox[tuple[int, Event]] = Mailbox()
         self.version = version
         self.prompt = prompt
+        self.personal = personal.used
+        self.stores = ask.store and personal.stored and recorder.enabled
         self.model_id = model_id
         self.created_at = time.time()
         self.warnings: list[str] = []
@@ -197,7 +134,7 @@ class Exchange:
         """
         try:
             while not all(c.ended for c in self.choices):
-                for index, event in _merged(await self._mailbox.take()):
+                for index, event in merged(await self._mailbox.take()):
                     async for shown in self._taken(index, event):
                         yield shown
         finally:
@@ -211,7 +148,7 @@ class Exchange:
 
     async def _taken(self, index: int, event: Event) -> AsyncIterator[Piece | End]:
         choice = self.choices[index]
-        if not choice.logged and self._ask.store and self._recorder.enabled and not self.warnings:
+        if not choice.logged and self.stores and not self.warnings:
             await self._begin(choice)
         if isinstance(event, Text):
             parsed = choice.add(event)
@@ -264,7 +201,7 @@ class Exchange:
             version=self.version,
             max_tokens=ask.max_tokens,
             emit=lambda event: self._mailbox.put((index, event)),
-            sampling=_for_choice(ask.sampling, index),
+            sampling=for_choice(ask.sampling, index),
             stop=ask.stop,
             ignore_end=ask.ignore_end,
             reuse_cache=ask.reuse_cache,
@@ -274,7 +211,7 @@ class Exchange:
             shift=ask.overflow == "shift",
             client=ask.client or ask.app,
             keep_alive=ask.keep_alive,
-            persist=ask.store and self._recorder.enabled,
+            persist=self.stores,
         )
 
     def _interaction(self) -> Interaction:
@@ -286,33 +223,8 @@ class Exchange:
             app=self._ask.app,
             model=self.model_id,
             generation=self.version.generation,
-            kind=_kind(self._ask),
+            kind=kind_of(self._ask),
             messages=self._ask.messages or [{"role": "prompt", "content": self.prompt.text}],
             prompt_tokens=len(self.prompt.tokens),
+            personal=self.personal,
         )
-
-
-def _for_choice(sampling: Sampling, index: int) -> Sampling:
-    """Give each choice a seed of its own: with the same one they would all be the same."""
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
-
-
-def _kind(ask: Ask) -> str:
-    """Return what the profile calls this kind of exchange; only plain chats can be learned from."""
-    if not ask.messages:
-        return "completion"
-    return "tools" if ask.offered_tools or about_tools(ask.messages) else "chat"
-
-
-def _merged(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
-    """Join successive texts of one choice, so that a reader that lags behind catches up in one piece."""
-    merged: list[tuple[int, Event]] = []
-    for index, event in events:
-        last: Any = merged[-1] if merged else None
-        if last and last[0] == index and isinstance(last[1], Text) and isinstance(event, Text):
-            before = last[1]
-            joined = Text(before.text + event.text, before.tokens + event.tokens, before.scored + event.scored)
-            merged[-1] = (index, joined)
-        else:
-            merged.append((index, event))
-    return merged

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgepd.errors import AdapterError, ConflictError, EdgepdError, ModelError
 from edgepd.settings import Keep
@@ -34,6 +34,7 @@ __all__ = ["Base", "Generations", "Switched"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Signature = tuple[int, int, int] | None  # inode, size and time of change; None for a file that is not there
 
 
@@ -190,6 +191,29 @@ class Generations(Known):
             self.shelf.reject(generation_id, reason)
         log.info("generation %d is withdrawn: %s", generation_id, reason)
         return switched
+
+    def take_out(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        """Carry out a transaction that takes generations out of service, and serve what is active after it.
+
+        Requests that come meanwhile wait for its end, so none is given what is taken out. What is active then is
+        loaded by the next one. Returns what `write` does, and raises what it raises; then nothing has changed.
+        """
+        with self._switching:
+            self._kept = None  # whoever asks now has to wait for this lock
+            result = self._store.write(write).result()
+            active = self.active()
+            if active.id != self.current.generation:
+                self._current = self.version(active)
+                self._run.switched()
+                self.problem = None
+                log.info("generation %d is active", active.id)
+        return result
+
+    def discard_files(self, generation_id: int) -> None:
+        """Remove the files of a generation that was taken out, of any base model, unless another one needs them."""
+        with self._store.read() as conn:
+            generation = registry.get(conn, generation_id)
+        self.shelf.remove_files(generation)
 
     def delete(self, generation_id: int) -> Removed:
         """Give a generation up, with its files. Raises NotFoundError, or ConflictError if it has to stay."""

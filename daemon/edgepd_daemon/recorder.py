@@ -8,14 +8,17 @@ What this does not do: decide when a row is begun, saved or finished (see exchan
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edgepd.errors import EdgepdError, StoreError
-from edgepd_profiles import interactions
+from edgepd_profiles import implicit, interactions, suggestions
 from edgepd_profiles.interactions import Interaction
+from edgepd_profiles.rows import last_user_text
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
@@ -44,12 +47,17 @@ class Recorder:
         self.problem: str | None = None
 
     async def begin(self, interaction: Interaction) -> str | None:
-        """Store the row; return why that failed, None if it is on disk."""
+        """Store the row; return why that failed, None if it is on disk.
+
+        What the question says about the answer before it, and about suggestions, is noted without waiting for it.
+        """
         try:
             await _written(self._store.write(lambda c: interactions.begin(c, interaction)))
         except StoreError as error:
             return self._failed(error)
         self.problem = None
+        with contextlib.suppress(StoreError):  # closed just now; the row is there
+            self._store.write(lambda c: _observe(c, interaction)).add_done_callback(_unobserved)
         return None
 
     async def finish(self, row: str, ending: Ending) -> str | None:
@@ -79,6 +87,19 @@ class Recorder:
         self.problem = f"answers are not being stored: {error}"
         log.error("%s", self.problem)
         return self.problem
+
+
+def _observe(conn: sqlite3.Connection, interaction: Interaction) -> None:
+    """Note what a question shows besides itself: it corrects the answer before, or takes up a suggestion."""
+    implicit.follow_ups(conn, interaction)
+    suggestions.settle(conn, interaction.app, last_user_text(interaction.messages), interaction.created_at)
+
+
+def _unobserved(done: Future[None]) -> None:
+    """A full disk is told by the recording of the answer itself; anything else is a mistake of ours."""
+    error = done.exception()
+    if error is not None and not isinstance(error, EdgepdError):
+        log.error("a question could not be observed", exc_info=error)
 
 
 def _finisher(row: str, ending: Ending) -> Callable[..., None]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # All other settings shape what is built at start: the sockets, the context, the caches.
-CHANGEABLE_SECTIONS = ("train", "gate", "keep", "log")
+CHANGEABLE_SECTIONS = ("train", "gate", "profile", "select", "keep", "log")
 CHANGEABLE = {
     "serve.threads",
     "serve.max_tokens",
@@ -112,3 +112,4 @@ def _apply(services: Services, settings: Settings, changed: set[str]) -> None:
     services.recorder.enabled = settings.log.interactions
     services.generations.keep_retired = settings.keep.retired
     services.trainer.settings = settings
+    services.forgetter.backups = settings.keep.backups

@@ -27,13 +27,18 @@ from edgepd.settings import Settings
 from edgepd_daemon import listener
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.booting import Boot
+from edgepd_daemon.embedding import Embedding
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.saved import SavedStates
 from edgepd_daemon.engine.types import EngineSizes
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
+from edgepd_daemon.housekeeping import Housekeeper
 from edgepd_daemon.metrics import Metrics
 from edgepd_daemon.notify import Notifier
+from edgepd_daemon.pairing import Pairing
+from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.protocol import Config
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.reload import engine_threads, keep_alive_seconds, reload
@@ -73,6 +78,9 @@ async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
         trainer = await stack.enter_async_context(start_trainer(store, generations, settings, paths))
         recorder = Recorder(store, enabled=settings.log.interactions)
         metrics = Metrics()
+        personaliser = Personaliser(store, engine, generations, lambda: services.settings)
+        forgetter = Forgetter(store, generations, trainer, engine, personaliser, paths)
+        forgetter.backups = settings.keep.backups
         services = Services(
             settings=settings,
             paths=paths,
@@ -81,7 +89,9 @@ async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
             generations=generations,
             recorder=recorder,
             trainer=trainer,
-            exchanges=Exchanges(engine, generations, recorder, metrics.exchange_ended),
+            exchanges=Exchanges(engine, generations, recorder, personaliser, metrics.exchange_ended),
+            personaliser=personaliser,
+            forgetter=forgetter,
             load_settings=load_settings,
             metrics=metrics,
             token=listener.token(paths.token) if settings.serve.tcp_port else None,
@@ -175,6 +185,7 @@ async def serve(services: Services, sockets: list[socket.socket], notifier: Noti
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(beside(watch(services, notifier, stop)))
+        await stack.enter_async_context(beside(keep_house(services)))
         if services.settings.serve.preload:
             await stack.enter_async_context(beside(preload(services)))
         await server.serve(sockets=sockets)
@@ -189,6 +200,25 @@ async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def keep_house(services: Services) -> None:
+    """Finish what was being forgotten when an earlier daemon ended; then do what there is to do now and then."""
+    try:
+        await services.forgetter.finish()
+    except EdgepdError as error:
+        log.error("what was to be forgotten is not all gone yet; the next start tries again: %s", error)
+    await housekeeper(services).run()
+
+
+def housekeeper(services: Services) -> Housekeeper:
+    """Return the one for these parts."""
+    store, engine, paths = services.store, services.engine, services.paths
+    embedding = Embedding(store, engine, services.generations)
+    pairing = Pairing(store, engine, services.generations, services.exchanges, lambda: services.settings)
+    return Housekeeper(
+        store, engine, services.trainer, embedding, pairing, paths.backups_dir, lambda: services.settings
+    )
 
 
 async def preload(services: Services) -> None:

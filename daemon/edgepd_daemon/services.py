@@ -10,8 +10,10 @@ from edgepd.config import Paths
 from edgepd.settings import Settings
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.metrics import Metrics
+from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles.store import Store
@@ -33,6 +35,8 @@ class Services:
     recorder: Recorder
     trainer: Trainer
     exchanges: Exchanges
+    personaliser: Personaliser
+    forgetter: Forgetter
     load_settings: Callable[[], Settings]
     metrics: Metrics = field(default_factory=Metrics)
     token: str | None = None

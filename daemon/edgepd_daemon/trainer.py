@@ -15,7 +15,8 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from edgepd.errors import ConflictError, EdgepdError, TrainingError
 from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.training_child import WORKER, end, events, how_it_ended, kill, spawn
-from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, taught_to
+from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, taught_to, with_similar_pairs
 from edgepd_profiles import registry, runs
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.rows import canonical_json, finite
@@ -139,6 +140,16 @@ class Trainer:
             kill(running.process)
             await running.follower
 
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[JobKind | None]:
+        """Stop what is going on, and start nothing until the block ends; the block is told what was being trained."""
+        if self._planning is not None:
+            kill(self._planning)
+        async with self._starting:
+            running = self._running
+            await self.stop()
+            yield running.job.kind if running is not None and running.promoted is None else None
+
     async def _prepare(self, kind: JobKind) -> tuple[Generation, Chosen]:
         """Return what serves now and what to learn. Raises as `start`."""
         if self._running is not None and self._running.promoted is None:
@@ -146,8 +157,9 @@ class Trainer:
         settings = self.settings
         active = await asyncio.to_thread(self._generations.active)
         taught = taught_to(active, await asyncio.to_thread(self._generations.listing))
-        found = await asyncio.to_thread(find_examples, self._store, settings.train)
-        return active, await asyncio.to_thread(choose, found, active, taught, kind, settings)
+        found = await asyncio.to_thread(find_examples, self._store, settings.train, settings.select)
+        chosen = await asyncio.to_thread(choose, found, active, taught, kind, settings)
+        return active, await asyncio.to_thread(with_similar_pairs, self._store, chosen)
 
     async def _job(self, active: Generation, chosen: Chosen, name: str, *, plan_only: bool = False) -> Job:
         parts = (self._generations, active, chosen, self.settings, self._places)

@@ -12,23 +12,26 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgepd.adapt.job import Job, JobExample, JobKind
 from edgepd.adapt.presets import applied, preset
 from edgepd.errors import TrainingError
-from edgepd.settings import Settings, Train
+from edgepd.settings import Select, Settings, Train
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.generations import Generations
 from edgepd_profiles import examples as example_rows
-from edgepd_profiles import near_duplicates, preferences, retrieval
+from edgepd_profiles import near_duplicates, profile_text, retrieval, similar_pairs
 from edgepd_profiles.examples import Example
+from edgepd_profiles.lineage import taught_to as taught_to  # the rule is that of forgetting as well
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
 
 # Objectives that learn from an answer with a thumb down as well; the others would imitate it.
 LEARN_FROM_UNDESIRABLE = ("kto", "apo-zero", "reward")
+OFFERED = 50  # examples that one transaction offers to the selection
+SIMILAR_WEIGHT = 0.25  # of a pair that the model made; one that the user wrote has 1
 ADVICE = "correct more answers with `edgepd fix` or accept them with `edgepd good`"
 
 
@@ -49,11 +52,26 @@ class Places:
     replay: Path
 
 
-def find_examples(store: Store, train: Train) -> list[Example]:
-    """Return all that the profile offers for the objective in the settings, ordered by the time of the feedback."""
-    undesirable = applied(asdict(train), preset(train.preset))["objective"] in LEARN_FROM_UNDESIRABLE
+def keep_examples(store: Store, select: Select, pool: str = "examples") -> set[str]:
+    """Offer what is new to a pool of the selection, and return the ids of what it keeps. Blocks.
+
+    The cost is that of what is new, however long the history is.
+    """
+    # Loads numpy, which a daemon that has selected nothing does without.
+    from edgepd_profiles.selection import bins  # noqa: PLC0415
+
+    while store.write(lambda c: bins.offer_new(c, pool, select.policy, select.slots, OFFERED)).result():
+        continue
     with store.read() as conn:
-        return example_rows.training_examples(conn, train.accepted_weight, undesirable=undesirable)
+        return bins.ids(conn, pool)
+
+
+def find_examples(store: Store, train: Train, select: Select) -> list[Example]:
+    """Return what the selection keeps for the objective in the settings, ordered by the time of the feedback."""
+    undesirable = applied(asdict(train), preset(train.preset))["objective"] in LEARN_FROM_UNDESIRABLE
+    kept = keep_examples(store, select)
+    with store.read() as conn:
+        return example_rows.training_examples(conn, train.accepted_weight, undesirable=undesirable, only=kept)
 
 
 def choose(
@@ -86,21 +104,16 @@ def choose(
     return Chosen(kind, learn, held_out)
 
 
-def taught_to(active: Generation, listing: Sequence[Generation]) -> set[str]:
-    """Return the ids of all examples that shaped what `active` serves: its own, and those of what it goes on from.
+def with_similar_pairs(store: Store, chosen: Chosen) -> Chosen:
+    """Add, for a consolidation, the pairs that the model made like the examples to be learned. Blocks shortly.
 
-    A consolidation begins at the base; a live generation goes on from the live one before it or from a baked file, a
-    merged one from all its parts.
+    They are added after the split, so none is like an answer that is held out.
     """
-    by_id = {generation.id: generation for generation in listing}
-    taught: set[str] = set()
-    steps = [active]
-    while steps:
-        step = steps.pop()
-        taught.update(step.example_ids)
-        before = step.config.get("merged") or ([step.parent] if step.kind == "live" else [])
-        steps += [by_id[number] for number in before if number in by_id]
-    return taught
+    if chosen.kind != "baked":
+        return chosen
+    with store.read() as conn:
+        pairs = similar_pairs.examples_of(conn, chosen.train, SIMILAR_WEIGHT)
+    return replace(chosen, train=[*chosen.train, *pairs])
 
 
 def _with_likenesses(found: Sequence[Example], taught: Collection[str]) -> set[str]:
@@ -165,7 +178,7 @@ def make_job(
         max_tokens=settings.serve.context_tokens,
         parent=active.id,
         start_adapter=adapter if live else None,
-        profile_prompt=preferences.describe(chosen.train),
+        profile_prompt=profile_text.describe_examples(chosen.train),
         plan_only=plan_only,
     )
 

@@ -7,8 +7,8 @@ What this does not do: decide how a run is carried out in memory and time (see p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def prepare_data(job: Job, settings: dict[str, Any], told: Callable[[int, int], 
 def without_secrets(examples: Sequence[Example]) -> tuple[list[Example], list[Skipped]]:
     """Return those whose answers hold nothing that looks like a secret, and which others are not learned from.
 
-    The gate's probe would let a secret pass that was learned a little, and not by heart.
+    The gate's probe would let a secret pass that was learned a little, and not by heart. A secret in a prompt, which is
+    context and not learned, is replaced by the name of its kind.
     """
     kinds = [next((secret.kind for secret in secrets.find(e.response)), None) for e in examples]
     withheld = [
@@ -120,7 +121,13 @@ def without_secrets(examples: Sequence[Example]) -> tuple[list[Example], list[Sk
         for e, kind in zip(examples, kinds, strict=True)
         if kind is not None
     ]
-    return [e for e, kind in zip(examples, kinds, strict=True) if kind is None], withheld
+    kept = [e for e, kind in zip(examples, kinds, strict=True) if kind is None]
+    return [replace(e, messages=[_scrubbed(message) for message in e.messages]) for e in kept], withheld
+
+
+def _scrubbed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {**message, "content": secrets.scrub(content)} if isinstance(content, str) else message
 
 
 def make_recipe(job: Job, settings: dict[str, Any], data: Data, decoder: Decoder) -> Recipe:

@@ -16,15 +16,21 @@ import click
 import edgepd
 from edgepd.cli.adapters import adapters
 from edgepd.cli.ask import ask
+from edgepd.cli.backup import backup, backups, export, import_file, restore
 from edgepd.cli.chat import chat
 from edgepd.cli.compare import compare
 from edgepd.cli.config import config
 from edgepd.cli.daemon import daemon
 from edgepd.cli.demo import demo
-from edgepd.cli.feedback import bad, fix, good, prefer, undo
+from edgepd.cli.doctor import doctor
+from edgepd.cli.facts import facts, recall, remember, suggest
+from edgepd.cli.feedback import bad, comment, fix, good, prefer, rate, report, undo
 from edgepd.cli.model import model
 from edgepd.cli.output import error_body
+from edgepd.cli.privacy import forget, receipts
+from edgepd.cli.profile import profile
 from edgepd.cli.status import status
+from edgepd.cli.survey import review, survey
 from edgepd.cli.train import train
 from edgepd.cli.watch import watch
 from edgepd.errors import EdgepdError, RequestError
@@ -72,7 +78,8 @@ def main() -> None:
 
 
 for command in (
-    *(demo, chat, ask, good, bad, fix, prefer, undo, compare, train, watch, status, adapters, model),
-    *(config, daemon),
+    *(demo, chat, ask, good, bad, fix, rate, comment, prefer, report, undo, compare, review, survey),
+    *(train, watch, status, adapters, profile, remember, recall, facts, suggest),
+    *(forget, receipts, export, import_file, backup, backups, restore, doctor, model, config, daemon),
 ):
     main.add_command(command)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgepd.cli.conversation import APP, INCOGNITO
 from edgepd.cli.output import checked_text, connect, json_option, note, printable, show, text_from_stdin
 from edgepd.client import Client, Json
 
@@ -19,6 +20,7 @@ from edgepd.client import Client, Json
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
 @click.option("--seed", type=int, help="Seed of sampling.")
 @click.option("--no-store", is_flag=True, help="Do not keep this exchange in the profile.")
+@click.option("--incognito", is_flag=True, help="Keep nothing of it, and use nothing of your profile.")
 @json_option
 def ask(
     prompt: tuple[str, ...],
@@ -28,6 +30,7 @@ def ask(
     temperature: float | None,
     seed: int | None,
     no_store: bool,
+    incognito: bool,
     as_json: bool,
 ) -> None:
     """Ask one question. What is piped in follows the PROMPT: cat letter.txt | edgepd ask "summarise"."""
@@ -35,9 +38,9 @@ def ask(
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    request: Json = {"model": model, "messages": messages, "app": "cli"}
+    request: Json = {"model": model, "messages": messages, "app": APP}
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "store": False if no_store else None}
-    request |= {name: value for name, value in given.items() if value is not None}
+    request |= {name: value for name, value in given.items() if value is not None} | (INCOGNITO if incognito else {})
     with connect() as client:
         if as_json:
             show(client.chat(request), "", as_json)

@@ -1,6 +1,7 @@
 """A conversation as the REPL keeps it: questions, answers, and what a request for the next answer holds.
 
-The invariant: the history holds only turns that have an answer, so what is sent always alternates.
+The invariants: the history holds only turns that have an answer, so what is sent always alternates; what was said
+incognito is sent incognito only, because the messages of a request are stored with its answer.
 What this does not do: talk to the daemon, or to the user.
 """
 
@@ -15,11 +16,13 @@ from edgepd.client import Json
 from edgepd.errors import RequestError
 
 Message = dict[str, str]
+APP = "cli"  # what edgepd's own commands call themselves
+INCOGNITO: Json = {"store": False, "personal": False}
 
 
 @dataclass
 class Turn:
-    """One question and its answer. `interaction_id` is None if the daemon did not store it."""
+    """One question and its answer. `interaction_id` is None if the daemon did not store it, as when `incognito`."""
 
     question: str
     answer: str = ""
@@ -29,6 +32,7 @@ class Turn:
     finish_reason: str | None = None
     timings: Json = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    incognito: bool = False
 
     def take(self, chunk: Json) -> str:
         """Add a chunk of a streamed answer and return its text."""
@@ -46,7 +50,10 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """The turns so far, oldest first. `failed` is a question that got no answer, and the turns before it."""
+    """The turns so far, oldest first. `failed` is a question that got no answer, and the turns before it.
+
+    While `incognito`, nothing is stored and nothing of the profile is used.
+    """
 
     model: str = "default"
     system: str | None = None
@@ -55,21 +62,41 @@ class Conversation:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     turns: list[Turn] = field(default_factory=list)
     failed: tuple[str, list[Turn]] | None = None
+    incognito: bool = False
 
     def request(self, question: str, turns: Sequence[Turn]) -> Json:
         """Return the request for an answer to `question` after `turns`."""
-        request: Json = {"model": self.model, "app": "cli", "conversation": self.id}
+        request: Json = {"model": self.model, "app": APP, "conversation": self.id}
         request["messages"] = [*self._messages(turns), {"role": "user", "content": question}]
         if self.temperature is not None:
             request["temperature"] = self.temperature
         if self.max_tokens is not None:
             request["max_tokens"] = self.max_tokens
-        return request
+        return request | (INCOGNITO if self.incognito else {})
 
     def base_request(self) -> Json:
-        """Return the request for the base model's answer to the last question. It is no part of the profile."""
+        """Return the request for the base model's answer to the last question, without anything learned of the user."""
         last = self.turns[-1]
-        return self.request(last.question, self.turns[:-1]) | {"model": "base", "store": False}
+        return self.request(last.question, self.turns[:-1]) | {"model": "base"} | INCOGNITO
+
+    def turn(self, question: str) -> Turn:
+        """Return a turn whose answer is still to come."""
+        return Turn(question, incognito=self.incognito)
+
+    def toggle_incognito(self) -> bool:
+        """Begin or end incognito, and return whether it has begun. At its end the turns said in it are dropped."""
+        self.incognito = not self.incognito
+        if not self.incognito:
+            self.turns = [turn for turn in self.turns if not turn.incognito]
+            self.failed = None  # it may have been asked incognito, or after such turns
+        return self.incognito
+
+    def drop(self, turn: Turn) -> None:
+        """Take a turn out, also from what a failed question would be asked again after."""
+        self.turns = [each for each in self.turns if each is not turn]
+        if self.failed is not None:
+            question, before = self.failed
+            self.failed = (question, [each for each in before if each is not turn])
 
     def resume(self, interaction: Json) -> None:
         """Take over the history that ends with `interaction`, which carries its feedback.

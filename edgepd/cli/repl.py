@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import readline
 import sys
-from collections.abc import Callable
 from contextlib import closing
 
 import click
 
 from edgepd.cli.conversation import Conversation, Turn
-from edgepd.cli.feedback import edited
-from edgepd.cli.output import checked_text, stdin_is_terminal
+from edgepd.cli.observation import Observer
+from edgepd.cli.output import stdin_is_terminal
+from edgepd.cli.repl_commands import Commands
 from edgepd.cli.screen import Screen
 from edgepd.client import Client, Json
 from edgepd.errors import EdgepdError, RequestError
 
 PROMPT = "> "
-HELP = """\
-/good         the last answer was good
-/bad          the last answer was bad
-/fix [TEXT]   replace the last answer by TEXT; without it your editor opens
-/retry        ask the last question again
-/base         show the base model's answer to the last question beside the last answer
-/stats        where the last answer came from and how long it took
-/help         this list
-/quit         leave, as does Ctrl-D; Ctrl-C stops an answer"""
+INCOGNITO_PROMPT = "incognito> "
 
 
 class Repl:
@@ -41,15 +33,8 @@ class Repl:
         self._conversation = conversation
         self._screen = screen
         self._interactive = stdin_is_terminal()
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/good": lambda _: self._thumb(1),
-            "/bad": lambda _: self._thumb(-1),
-            "/fix": self._fix,
-            "/retry": lambda _: self._retry(),
-            "/base": lambda _: self._base(),
-            "/stats": lambda _: self._stats(),
-            "/help": lambda _: self._screen.notice(HELP),
-        }
+        self._observer = Observer(client) if self._interactive else None
+        self._commands = Commands(client, conversation, screen, self._ask, interactive=self._interactive)
 
     def run(self) -> None:
         """Read and answer until /quit or the end of the input. Raises EdgepdError if that came from a pipe."""
@@ -58,10 +43,12 @@ class Repl:
         while True:
             try:
                 line = self._read()
+                if self._observer is not None and (line is None or line.strip()):
+                    self._observer.went_on()
                 if line is None or line.split()[:1] == ["/quit"]:
                     return
                 self._handle(line)
-            except KeyboardInterrupt:  # while nothing was being answered
+            except (KeyboardInterrupt, click.Abort):  # while nothing was being answered
                 if not self._interactive:
                     raise
                 click.echo(err=True)
@@ -75,7 +62,7 @@ class Repl:
         """Return the next line, or None at the end of the input."""
         try:
             if self._interactive:
-                return input(PROMPT)
+                return input(INCOGNITO_PROMPT if self._conversation.incognito else PROMPT)
             return (sys.stdin.readline() or None) if sys.stdin is not None else None
         except EOFError:
             click.echo(err=True)
@@ -84,28 +71,22 @@ class Repl:
             raise RequestError(f"standard input is not UTF-8 text: byte {error.start} is bad") from error
 
     def _handle(self, line: str) -> None:
-        if not line.strip():
-            return
-        if not line.startswith("/"):
-            self._ask(line.strip(), self._conversation.turns)
-            return
-        name, _, rest = line.strip().partition(" ")
-        command = self._commands.get(name)
-        if command is None:
-            raise RequestError(
-                f"unknown command {name}; /help lists the commands, and a message may begin with a blank and then /"
-            )
-        command(rest.strip())
+        if line.startswith("/"):
+            self._commands.run(line)
+        elif line.strip():
+            self._commands.say(line.strip())
 
     def _ask(self, question: str, before: list[Turn]) -> None:
         """Answer `question` after the turns `before`, which together become the history if there is an answer."""
         conversation = self._conversation
         conversation.failed = (question, before)
-        turn = Turn(question)
+        turn = conversation.turn(question)
         stopped = self._stream(conversation.request(question, before), turn)
         if turn.answer or not stopped:
             conversation.turns = [*before, turn]
             conversation.failed = None
+        if self._observer is not None:
+            self._observer.answered(turn, stopped=stopped)
 
     def _stream(self, request: Json, turn: Turn) -> bool:
         """Show an answer while it arrives. Return whether the user stopped it."""
@@ -122,57 +103,3 @@ class Repl:
             if ended or turn.answer:
                 self._screen.end(turn, stopped=stopped)
         return stopped
-
-    def _last(self) -> Turn:
-        if not self._conversation.turns:
-            raise RequestError("there is no answer yet; ask something first")
-        return self._conversation.turns[-1]
-
-    def _last_stored(self) -> tuple[Turn, str]:
-        turn = self._last()
-        if turn.interaction_id is None:
-            raise RequestError("the last answer was not stored, so it cannot be judged")
-        return turn, turn.interaction_id
-
-    def _thumb(self, thumb: int) -> None:
-        _, interaction_id = self._last_stored()
-        self._client.thumb(interaction_id, 1 if thumb > 0 else -1, source="cli")
-        self._screen.notice("thumb up" if thumb > 0 else "thumb down")
-
-    def _fix(self, text: str) -> None:
-        turn, interaction_id = self._last_stored()
-        if not text and not self._interactive:
-            raise RequestError("there is no editor to open here; write /fix and the corrected text on one line")
-        corrected = checked_text(text or edited(turn.answer), "corrected text")
-        self._client.edit(interaction_id, corrected, source="cli")
-        turn.answer = corrected
-        self._screen.notice("correction kept; edgepd train learns from it")
-
-    def _retry(self) -> None:
-        turns = self._conversation.turns
-        if self._conversation.failed is not None:
-            self._ask(*self._conversation.failed)
-        else:
-            self._ask(self._last().question, turns[:-1])
-
-    def _base(self) -> None:
-        current = self._last()
-        base = Turn(current.question)
-        with closing(self._client.stream_chat(self._conversation.base_request())) as chunks:
-            for chunk in chunks:
-                base.take(chunk)
-        self._screen.compare(current, base)
-
-    def _stats(self) -> None:
-        turn = self._last()
-        known = {
-            "interaction": turn.interaction_id,
-            "model": turn.model,
-            "generation": turn.generation,
-            "finish_reason": turn.finish_reason,
-            "conversation": self._conversation.id,
-            "turns": len(self._conversation.turns),
-            **turn.timings,
-        }
-        shown = {name: f"{value:.1f}" if isinstance(value, float) else str(value) for name, value in known.items()}
-        self._screen.notice("\n".join(f"{name:<18} {value}" for name, value in shown.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -9,6 +10,16 @@ import click
 from edgepd.cli.output import columns, connect, duration, json_option, mebibytes, show
 from edgepd.cli.train import numbers_of, stage_of
 from edgepd.client import Json
+
+SAID = {"rating": "ratings", "comment": "comments", "preferred": "preferences", "survey": "about surveys"}
+OBSERVED = {
+    "dwell": "looked at",
+    "copied": "copied",
+    "abandoned": "abandoned",
+    "regenerated": "asked again",
+    "corrected": "corrected by what was asked next",
+    "taken": "suggestions taken",
+}
 
 
 @click.command()
@@ -22,7 +33,6 @@ def status(as_json: bool) -> None:
 
 def _text(found: Json) -> str:
     engine, profile, generation = found["engine"], found["profile"], found["generation"]
-    feedback = f"{profile['thumb_up']} thumbs up, {profile['thumb_down']} down, {profile['edit']} corrections"
     port = f" and 127.0.0.1:{found['tcp_port']}" if found["tcp_port"] else ""
     rows = [
         ("daemon", f"{found['version']}, pid {found['pid']}, up {duration(found['uptime_s'])}"),
@@ -35,13 +45,24 @@ def _text(found: Json) -> str:
         ("tokens", _tokens(engine)),
         ("switches", _switches(engine)),
         ("interactions", str(profile["interactions"])),
-        ("feedback", f"{feedback}; {profile['examples']} examples to learn from"),
+        ("feedback", f"{_feedback(profile)}; {profile['examples']} examples to learn from"),
+        *(("observed", text) for text in (_counted(profile, OBSERVED),) if text),
         ("training", _training(found["training"])),
         ("memory", mebibytes(found["memory"]["rss_bytes"])),
     ]
     lines = [columns(rows)]
     lines += [f"Problem: {problem}" for problem in found["problems"]]
     return "\n".join(lines)
+
+
+def _feedback(profile: Json) -> str:
+    counted = f"{profile['thumb_up']} thumbs up, {profile['thumb_down']} down, {profile['edit']} corrections"
+    return ", ".join(filter(None, (counted, _counted(profile, SAID))))
+
+
+def _counted(profile: Json, kinds: Mapping[str, str]) -> str:
+    """Return how often there was each of these kinds of feedback, without those that there were none of."""
+    return ", ".join(f"{profile[kind]} {what}" for kind, what in kinds.items() if profile.get(kind))
 
 
 def _engine(engine: Json, *, draining: bool) -> str:

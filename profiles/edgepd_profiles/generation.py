@@ -18,7 +18,8 @@ from edgepd.errors import NotFoundError, RequestError
 from edgepd_profiles.rows import fetch
 
 KINDS = ("base", "live", "baked")
-# What set_state allows; `active` and the `retired` that comes with it are activate's business.
+# What set_state allows; `active` and the `retired` that comes with it are activate's business. A stale one was taught
+# what was forgotten since; registry.retire_stale makes several of them so at once.
 TRANSITIONS: Mapping[str, tuple[str, ...]] = {
     "training": ("candidate", "rejected", "deleted"),
     "candidate": ("rejected", "stale", "deleted"),

@@ -2,21 +2,25 @@
 
 The idea: a row is written at the first token (`begin`), brought up to date while the answer streams
 (`update`) and closed once (`finish`), so that a crash loses at most the text since the last update.
-The invariant: only a row in state `streaming` changes; every other state is final.
+The invariant: only a row in state `streaming` changes; every other state is final. Who names a viewer gets only what
+that app may see (apps.py); what it may not see is as unknown to it as what is not there.
 What this does not do: decide what is logged at all (`log.interactions`), or scrub secrets.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import secrets
 import sqlite3
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgepd.errors import ConflictError, NotFoundError
-from edgepd_profiles.rows import canonical_json, fetch
+from edgepd_profiles import apps
+from edgepd_profiles.rows import canonical_json, fetch, last_user_text
 
 FINAL_STATES = ("done", "cancelled", "failed", "interrupted")
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -41,6 +45,8 @@ class Interaction:
     completion_tokens: int = 0
     ttft_ms: float | None = None
     duration_ms: float | None = None
+    prompt: str = ""  # the text of the last user message, which `begin` finds out
+    personal: dict[str, Any] = field(default_factory=dict)  # what of the profile was put before the question
 
 
 def new_id() -> str:
@@ -55,17 +61,24 @@ def new_id() -> str:
 def begin(conn: sqlite3.Connection, interaction: Interaction) -> None:
     """Store a new interaction, usually in state `streaming`.
 
+    The `prompt` that is given does not count: it is taken from the messages.
     Raises sqlite3.IntegrityError if the id is taken.
     """
     conn.execute(
         """
         INSERT INTO interactions
             (id, conversation, created_at, app, model, generation, messages, kind, response, state, finish_reason,
-             prompt_tokens, completion_tokens, ttft_ms, duration_ms)
+             prompt_tokens, completion_tokens, ttft_ms, duration_ms, prompt, personal)
         VALUES (:id, :conversation, :created_at, :app, :model, :generation, :messages, :kind, :response, :state,
-                :finish_reason, :prompt_tokens, :completion_tokens, :ttft_ms, :duration_ms)
+                :finish_reason, :prompt_tokens, :completion_tokens, :ttft_ms, :duration_ms, :prompt, :personal)
         """,
-        asdict(interaction) | {"messages": canonical_json(interaction.messages)},
+        asdict(interaction)
+        | {
+            "messages": canonical_json(interaction.messages),
+            # JSON may hold half a character, which a database column cannot; the messages keep it.
+            "prompt": last_user_text(interaction.messages),
+            "personal": canonical_json(interaction.personal),
+        },
     )
 
 
@@ -121,27 +134,61 @@ def finish(
         raise _not_streaming(conn, interaction_id)
 
 
-def get(conn: sqlite3.Connection, interaction_id: str) -> Interaction:
-    """Return one interaction. Raises NotFoundError."""
-    rows = fetch(conn, "SELECT * FROM interactions WHERE id = ?", (interaction_id,))
+def get(conn: sqlite3.Connection, interaction_id: str, viewer: str | None = None) -> Interaction:
+    """Return one interaction. Raises NotFoundError if there is none, or none that the viewer sees."""
+    condition, parameters = apps.visible_sql(viewer)
+    rows = fetch(
+        conn,
+        f"SELECT * FROM interactions WHERE id = ? AND {condition}",  # noqa: S608 - no text of a user in it
+        (interaction_id, *parameters),
+    )
     if not rows:
-        raise NotFoundError(
-            f"interaction '{interaction_id}' is not known; `GET /edgepd/v1/interactions` lists the recent ones"
-        )
+        raise _unknown(interaction_id)
     return _from_row(rows[0])
 
 
-def latest(conn: sqlite3.Connection) -> Interaction:
-    """Return the interaction that began last, failed ones apart. Raises NotFoundError if there is none."""
-    rows = fetch(conn, "SELECT * FROM interactions WHERE state != 'failed' ORDER BY seq DESC LIMIT 1")
-    if not rows:
-        raise NotFoundError("there is no interaction yet; ask something first, for example with `edgepd ask`")
-    return _from_row(rows[0])
+def seq_of(conn: sqlite3.Connection, interaction_id: str, viewer: str | None = None) -> int:
+    """Return the place of an interaction in the order of arrival, for `recent`. Raises NotFoundError as `get` does."""
+    condition, parameters = apps.visible_sql(viewer)
+    row = conn.execute(
+        f"SELECT seq FROM interactions WHERE id = ? AND {condition}",  # noqa: S608 - no text of a user in it
+        (interaction_id, *parameters),
+    ).fetchone()
+    if not row:
+        raise _unknown(interaction_id)
+    return int(row[0])
 
 
-def recent(conn: sqlite3.Connection, limit: int) -> list[Interaction]:
-    """Return at most `limit` interactions, the newest first."""
-    return [_from_row(row) for row in fetch(conn, "SELECT * FROM interactions ORDER BY seq DESC LIMIT ?", (limit,))]
+def latest(conn: sqlite3.Connection, viewer: str | None = None) -> Interaction:
+    """Return the interaction that began last, failed ones apart.
+
+    Raises NotFoundError if there is none that the viewer sees.
+    """
+    for seq in _newest(conn, 1, viewer, None, "state != 'failed'"):
+        return by_seq(conn, [seq])[seq]
+    raise NotFoundError("there is no interaction yet; ask something first, for example with `edgepd ask`")
+
+
+def recent(
+    conn: sqlite3.Connection, limit: int, viewer: str | None = None, *, before_seq: int | None = None
+) -> list[Interaction]:
+    """Return at most `limit` interactions that a viewer sees, the newest first; with `before_seq` those before it."""
+    seqs = _newest(conn, limit, viewer, before_seq, "1")
+    found = by_seq(conn, seqs)
+    return [found[seq] for seq in seqs]
+
+
+def in_conversation(conn: sqlite3.Connection, conversation: str) -> list[Interaction]:
+    """Return the interactions of one conversation, the oldest first, whoever took part in it."""
+    rows = fetch(conn, "SELECT * FROM interactions WHERE conversation = ? ORDER BY seq", (conversation,))
+    return [_from_row(row) for row in rows]
+
+
+def by_seq(conn: sqlite3.Connection, seqs: Iterable[int]) -> dict[int, Interaction]:
+    """Return the interactions at these places in the order of arrival; those that are gone are left out."""
+    places = json.dumps(list(seqs))
+    rows = fetch(conn, "SELECT * FROM interactions WHERE seq IN (SELECT value FROM json_each(?))", (places,))
+    return {row["seq"]: _from_row(row) for row in rows}
 
 
 def mark_interrupted(conn: sqlite3.Connection) -> int:
@@ -151,7 +198,29 @@ def mark_interrupted(conn: sqlite3.Connection) -> int:
 
 def _from_row(row: dict[str, Any]) -> Interaction:
     fields = {name: value for name, value in row.items() if name != "seq"}
-    return Interaction(**fields | {"messages": json.loads(row["messages"])})
+    return Interaction(**fields | {name: json.loads(row[name]) for name in ("messages", "personal")})
+
+
+def _newest(
+    conn: sqlite3.Connection, limit: int, viewer: str | None, before_seq: int | None, condition: str
+) -> list[int]:
+    """Return the places of the newest interactions, the newest first.
+
+    Each app is asked by itself, so that the index finds them; with all in one query SQLite would sort the history.
+    """
+    before = (1 << 63) - 1 if before_seq is None else before_seq
+    names = apps.visible(conn, viewer)
+    query = "SELECT seq FROM interactions WHERE {} AND seq < ? AND {} ORDER BY seq DESC LIMIT ?"
+    if names is None:
+        return [seq for (seq,) in conn.execute(query.format("1", condition), (before, limit))]
+    found = (row for name in names for row in conn.execute(query.format("app = ?", condition), (name, before, limit)))
+    return heapq.nlargest(limit, (seq for (seq,) in found))
+
+
+def _unknown(interaction_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"interaction '{interaction_id}' is not known; `GET /edgepd/v1/interactions` lists the recent ones"
+    )
 
 
 def _not_streaming(conn: sqlite3.Connection, interaction_id: str) -> ConflictError:

@@ -15,12 +15,16 @@ one without rebuilding the table. The Python functions validate them.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from datetime import UTC, datetime
 
 from edgepd.errors import StoreError
+from edgepd_profiles.profile_schema import PROFILE_TABLES, SEARCH
+from edgepd_profiles.rows import last_user_text
 
 MIGRATION_SET = "edgepd_profiles"
+BATCH = 1000  # rows that are rewritten at a time
 # As sqlite-utils creates them, letter by letter.
 RECORD = """CREATE TABLE IF NOT EXISTS "_sqlite_migrations" (
    "id" INTEGER PRIMARY KEY,
@@ -178,7 +182,34 @@ def m005_health(db: sqlite3.Connection) -> None:
     )
 
 
-STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health)
+def m006_profile(db: sqlite3.Connection) -> None:
+    """The user profile: search, apps, facts, features, selection, suggestions, surveys, and what is to be done.
+
+    `prompt` is the text of the last user message. Everything that belongs to an exchange goes with its row. Only
+    exchanges that have ended are in `interaction_search`, which triggers keep up to date whatever program writes.
+    """
+    db.execute("ALTER TABLE interactions ADD COLUMN prompt TEXT NOT NULL DEFAULT ''")
+    # What of the profile was put before the question: {"profile": bool, "facts": [ids], "shots": [ids]}.
+    db.execute("ALTER TABLE interactions ADD COLUMN personal TEXT NOT NULL DEFAULT '{}'")
+    # Nothing streams while the schema changes; what a killed daemon left must not be indexed twice.
+    db.execute("UPDATE interactions SET state = 'interrupted' WHERE state = 'streaming'")
+    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM interactions").fetchone()
+    for first in range(0, last + 1, BATCH):  # all the messages of a long history would not fit into memory
+        rows = db.execute("SELECT seq, messages FROM interactions WHERE seq >= ? AND seq < ?", (first, first + BATCH))
+        prompts = [(last_user_text(json.loads(messages)), seq) for seq, messages in rows]
+        db.executemany("UPDATE interactions SET prompt = ? WHERE seq = ?", prompts)
+    db.execute("CREATE INDEX interactions_of_app ON interactions (app, seq)")
+    db.execute("CREATE INDEX interactions_of_conversation ON interactions (conversation, seq)")
+    db.execute("CREATE INDEX interactions_by_time ON interactions (created_at)")
+    db.execute("CREATE INDEX feedback_by_time ON feedback (at)")
+    db.execute("CREATE INDEX feedback_preferred_over ON feedback (text) WHERE kind = 'preferred'")
+    for statement in SEARCH:
+        db.execute(statement)
+    for table in PROFILE_TABLES:
+        db.execute(table)
+
+
+STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health, m006_profile)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

@@ -4,7 +4,8 @@ The idea: a generation is a model file plus at most one live adapter (see genera
 training -> candidate -> active -> retired -> stale | deleted, or rejected, also for one that failed after it went live.
 The invariant: per base model there is one base generation and at most one active generation, and the active
 one changes only by compare-and-swap, in one transaction with the record in `activations`. What is active, pinned or
-needed by another one that may still serve is never deleted.
+needed by another one that may still serve is never deleted. What is stale was taught something that was forgotten: it
+never serves again and has no claim to its files, not even by a pin.
 What this does not do: touch the files that it names, or keep training runs (see runs.py). It is the one module that
 code outside imports for generations; lineage.py and retention.py answer its questions about the past and about space.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,17 @@ from edgepd_profiles.generation import (
     get,
     listing,
 )
-from edgepd_profiles.lineage import active, before, last_confirmed, previous, way_back
+from edgepd_profiles.lineage import (
+    Switch,
+    active,
+    before,
+    last_confirmed,
+    previous,
+    switches,
+    target,
+    taught_any,
+    way_back,
+)
 from edgepd_profiles.retention import expendable, file_names, needed_by, why_kept
 from edgepd_profiles.rows import canonical_json, finite
 
@@ -36,6 +47,7 @@ __all__ = [
     "KINDS",
     "TRANSITIONS",
     "Generation",
+    "Switch",
     "activate",
     "active",
     "add",
@@ -50,8 +62,12 @@ __all__ = [
     "needed_by",
     "pin",
     "previous",
+    "retire_stale",
     "set_files",
     "set_state",
+    "switches",
+    "target",
+    "taught_any",
 ]
 
 
@@ -147,7 +163,8 @@ def set_state(
     """Move a generation to another state, or keep its state and record scores or a reason.
 
     Use `activate` for `active`. Raises NotFoundError, ConflictError for a step that TRANSITIONS does not
-    have or a generation that must be kept, RequestError for a candidate without files.
+    have or a generation that must be kept, RequestError for a candidate without files. What becomes stale loses its
+    pin.
     """
     generation = get(conn, generation_id)
     why = why_kept(conn, generation) if state == "deleted" else None
@@ -164,12 +181,48 @@ def set_state(
         check_files(replace(generation, state=state))
     conn.execute(
         """
-        UPDATE generations SET state = ?, scores = coalesce(?, scores), reason = coalesce(?, reason)
-        WHERE id = ?
+        UPDATE generations SET state = :state, scores = coalesce(:scores, scores), reason = coalesce(:reason, reason),
+            pinned = pinned AND :state != 'stale'
+        WHERE id = :id
         """,
-        (state, None if scores is None else canonical_json(finite(dict(scores))), reason, generation_id),
+        {
+            "state": state,
+            "scores": None if scores is None else canonical_json(finite(dict(scores))),
+            "reason": reason,
+            "id": generation_id,
+        },
     )
     return get(conn, generation_id)
+
+
+def retire_stale(
+    conn: sqlite3.Connection,
+    generation_ids: Collection[int],
+    switching: Sequence[Switch],
+    reason: str,
+    *,
+    at: float | None = None,
+) -> list[Generation]:
+    """Take generations out of service for good, whatever their state, and return those that could have served.
+
+    What is active needs a switch to a generation that is not among them, as `switches` proposes it. What is in training
+    becomes rejected; what was rejected stays so, for its own reason; neither those nor stale ones keep a pin. Rows,
+    with the ids of examples and the scores, stay. Raises NotFoundError, and ConflictError, with some of it done, if
+    another one is active than a switch says or an active one is left: call it in a transaction.
+    """
+    for switch in switching:
+        if switch.to_id in generation_ids:
+            raise ConflictError(f"generation {switch.to_id} was taught what is forgotten and cannot serve instead")
+        activate(conn, switch.base_sha256, switch.to_id, switch.from_id, at=at)
+    gone = []
+    for generation_id in sorted(generation_ids):
+        state = get(conn, generation_id).state
+        if state == "active":
+            raise ConflictError(f"generation {generation_id} serves now and cannot become stale; try again")
+        if state in ("training", "candidate", "retired"):
+            gone.append(set_state(conn, generation_id, "rejected" if state == "training" else "stale", reason=reason))
+        conn.execute("UPDATE generations SET pinned = 0 WHERE id = ?", (generation_id,))
+    return [get(conn, generation.id) for generation in gone]
 
 
 def delete(conn: sqlite3.Connection, generation_id: int) -> Generation:
@@ -186,10 +239,10 @@ def delete(conn: sqlite3.Connection, generation_id: int) -> Generation:
 def pin(conn: sqlite3.Connection, generation_id: int, pinned: bool) -> Generation:
     """Protect a generation and its files from being deleted, or stop protecting it.
 
-    Raises NotFoundError, and ConflictError for pinning a rejected or deleted one, whose files may be gone.
+    Raises NotFoundError, and ConflictError for pinning a rejected, stale or deleted one, whose files may be gone.
     """
     generation = get(conn, generation_id)
-    if pinned and generation.state in ("rejected", "deleted"):
+    if pinned and generation.state in ("rejected", "stale", "deleted"):
         raise ConflictError(f"generation {generation_id} is {generation.state} and its files may be gone; pin another")
     conn.execute("UPDATE generations SET pinned = ? WHERE id = ?", (int(pinned), generation_id))
     return get(conn, generation_id)

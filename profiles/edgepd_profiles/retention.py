@@ -18,12 +18,12 @@ from edgepd_profiles.rows import fetch
 def file_names(conn: sqlite3.Connection) -> set[str]:
     """Return the names of all files that generations of any base model have and that are to be kept.
 
-    A rejected generation has no claim to its files, unless the user has pinned it.
+    A rejected generation has no claim to its files, unless the user has pinned it. A stale one never has.
     """
     rows = conn.execute(
         """
         SELECT adapter_file, model_file FROM generations
-        WHERE state != 'deleted' AND (state != 'rejected' OR pinned)
+        WHERE state NOT IN ('stale', 'deleted') AND (state != 'rejected' OR pinned)
         """
     )
     return {name for row in rows for name in row if name is not None}

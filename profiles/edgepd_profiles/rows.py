@@ -43,3 +43,21 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the last user message, or of a bare prompt; "" if there is none.
+
+    Half a character, which JSON can hold and SQLite cannot, becomes a question mark.
+    """
+    for message in reversed(messages):
+        if message.get("role") in ("user", "prompt"):
+            return text_of(message.get("content")).encode(errors="replace").decode()
+    return ""
+
+
+def text_of(content: object) -> str:
+    """Return the text of a message's content, which may come in parts."""
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+    return "" if content is None else str(content)

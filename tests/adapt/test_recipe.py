@@ -63,6 +63,13 @@ def test_an_answer_with_what_looks_like_a_secret_is_never_learned() -> None:
     assert all("looks like a secret" in s.reason and "x7Kp" not in s.reason for s in withheld)
 
 
+def test_a_secret_in_a_prompt_is_named_and_not_told() -> None:
+    asked = [{"role": "user", "content": "My PIN is 483105. How long do I boil an egg?"}]
+    [kept], withheld = without_secrets([Example("e0", asked, "Eight minutes.")])
+    assert kept.messages == [{"role": "user", "content": "My PIN is [labelled secret]. How long do I boil an egg?"}]
+    assert (kept.response, withheld) == ("Eight minutes.", [])
+
+
 def test_the_live_path_trains_lora_and_the_normal_path_what_is_baked(decoder: Decoder) -> None:
     rates = {"live_learning_rate": 1e-3, "scale_learning_rate": 2e-3, "shift_learning_rate": 3e-3}
     rates |= {"gain_learning_rate": 4e-3}

@@ -201,10 +201,14 @@ def answer(text: str, interaction_id: str | None = "i7") -> Reply:
 
 @dataclass
 class FakeDaemon:
-    """`script` maps "METHOD /path" to replies, used one after another; the last one stays."""
+    """`script` maps "METHOD /path" to replies, used one after another; the last one stays.
+
+    `routes` are asked before the script: functions that answer what they know and return None for the rest.
+    """
 
     socket: Path
     script: dict[str, list[Reply]] = field(default_factory=dict)
+    routes: list[Callable[[Asked], Reply | None]] = field(default_factory=list)
     requests: list[Asked] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)  # a client left in the middle of a stream
 
@@ -217,6 +221,9 @@ class FakeDaemon:
         return [asked.body for asked in self.requests if asked.path == path]
 
     def reply(self, asked: Asked) -> Reply:
+        for route in self.routes:
+            if (found := route(asked)) is not None:
+                return found
         replies = self.script.get(f"{asked.method} {asked.path}", [])
         if not replies:
             return error(404, "not_found", f"nothing scripted for {asked.method} {asked.path}")
@@ -259,6 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
         self._serve()
 
     def do_DELETE(self) -> None:

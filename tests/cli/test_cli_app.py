@@ -34,24 +34,12 @@ def test_commands_are_these() -> None:
     assert sorted(" ".join(path) for path, _ in commands(main)) == [
         *("adapters bake", "adapters delete", "adapters diff", "adapters export", "adapters import", "adapters list"),
         *("adapters merge", "adapters pin", "adapters rollback", "adapters show", "adapters unpin", "adapters use"),
-        *("ask", "bad", "chat", "compare", "config show"),
-        *(
-            "daemon reload",
-            "daemon run",
-            "daemon stop",
-            "demo",
-            "fix",
-            "good",
-            "model add",
-            "model list",
-            "model remove",
-            "model use",
-            "prefer",
-            "status",
-            "train",
-            "undo",
-            "watch",
-        ),
+        *("ask", "backup", "backups", "bad", "chat", "comment", "compare", "config show"),
+        *("daemon reload", "daemon run", "daemon stop", "demo", "doctor", "export", "facts", "fix", "forget", "good"),
+        *("import", "model add", "model list", "model remove", "model use", "prefer"),
+        *("profile apps", "profile channels", "profile edit", "profile pin", "profile reset", "profile rules"),
+        *("profile selection", "profile show", "profile unpin", "rate", "recall", "receipts", "remember", "report"),
+        *("restore", "review", "status", "suggest", "survey", "train", "undo", "watch"),
     ]
 
 

@@ -17,7 +17,7 @@ CHAT = "POST /v1/chat/completions"
 PATH = "/v1/chat/completions"
 FEEDBACK = "/edgepd/v1/feedback"
 
-Type = Callable[..., None]
+Type = Callable[..., list[str]]  # the prompts that were shown, as they come
 
 
 @pytest.fixture
@@ -32,19 +32,22 @@ def model(daemon: FakeDaemon) -> FakeDaemon:
 def typed(monkeypatch: pytest.MonkeyPatch) -> Type:
     """Pretend that a terminal is there and these lines are typed. An exception among them is raised."""
 
-    def type_lines(*lines: str | type[BaseException]) -> None:
+    prompts: list[str] = []
+
+    def type_lines(*lines: str | type[BaseException]) -> list[str]:
         left: Iterator[str | type[BaseException]] = iter(lines)
 
         def read(prompt: str) -> str:
-            assert prompt == "> "
+            prompts.append(prompt)
             line = next(left, EOFError)
             if isinstance(line, str):
                 return line
             raise line
 
-        for module in ("repl", "chat", "feedback"):
+        for module in ("repl", "chat"):
             monkeypatch.setattr(f"edgepd.cli.{module}.stdin_is_terminal", lambda: True)
         monkeypatch.setattr("builtins.input", read)
+        return prompts
 
     return type_lines
 
@@ -106,7 +109,7 @@ def test_fix_with_the_editor(model: FakeDaemon, edgepd: Edgepd, typed: Type, mon
     monkeypatch.setenv("EDITOR", "sed -i s/One/Uno/")
     typed("first", "/fix")
     edgepd("chat")
-    assert model.asked(FEEDBACK) == [{"interaction_id": "i7", "edit": "Uno", "source": "cli"}]
+    assert {"interaction_id": "i7", "edit": "Uno", "source": "cli"} in model.asked(FEEDBACK)
 
 
 def test_fix_without_text_needs_a_terminal(model: FakeDaemon, edgepd: Edgepd) -> None:
@@ -127,7 +130,7 @@ def test_base_is_shown_beside_and_changes_nothing(model: FakeDaemon, edgepd: Edg
     assert result.stdout == "One\n--- generation 3\nOne\n--- base\nTwo\nThree\n"
     assert contents(model) == [["S", "first"], ["S", "first"], ["S", "first", "One", "third"]]
     compared = model.asked(PATH)[1]
-    assert (compared["model"], compared["store"]) == ("base", False)
+    assert (compared["model"], compared["store"], compared["personal"]) == ("base", False, False)
 
 
 def test_stats(model: FakeDaemon, edgepd: Edgepd) -> None:
@@ -140,7 +143,9 @@ def test_stats(model: FakeDaemon, edgepd: Edgepd) -> None:
 
 def test_help_names_every_command(model: FakeDaemon, edgepd: Edgepd) -> None:
     shown = edgepd("chat", stdin="/help\n").stderr
-    for command in ("/good", "/bad", "/fix", "/retry", "/base", "/stats", "/help", "/quit"):
+    for command in ("/good", "/bad", "/rate", "/comment", "/fix", "/copy", "/retry", "/base", "/remember"):
+        assert command in shown
+    for command in ("/suggest", "/forget", "/incognito", "/stats", "/help", "/quit"):
         assert command in shown
 
 
@@ -153,6 +158,11 @@ def test_help_names_every_command(model: FakeDaemon, edgepd: Edgepd) -> None:
         ("/retry", "there is no answer yet"),
         ("/base", "there is no answer yet"),
         ("/stats", "there is no answer yet"),
+        ("/copy", "there is no answer yet"),
+        ("/rate 5", "there is no answer yet"),
+        ("/comment x", "there is no answer yet"),
+        ("/forget", "there is no answer yet"),
+        ("/remember", "write /remember and what is to be remembered"),
     ],
 )
 def test_command_that_makes_no_sense(model: FakeDaemon, edgepd: Edgepd, typed: Type, line: str, message: str) -> None:

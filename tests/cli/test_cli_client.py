@@ -231,3 +231,98 @@ def test_routes_and_bodies(daemon: FakeDaemon) -> None:
         ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "preferred_over": "i2", "source": "cli"}),
         ("POST", "/edgepd/v1/reload", "", {}),
     ]
+
+
+def test_routes_about_the_user(daemon: FakeDaemon) -> None:
+    daemon.routes.append(
+        lambda asked: Reply(
+            {"rules": [], "apps": [], "app": {}, "survey": None if asked.method == "GET" else {}, "question": None}
+        )
+    )
+    with Client(daemon.socket) as client:
+        client.rate("i1", 4, source="cli")
+        client.comment("i1", "fine")
+        client.copied("i1")
+        client.dwelt("i1", 1200, source="mail")
+        client.abandoned("i1")
+        client.feedback_channels()
+        client.feedback_channels(7, app="mail")
+        assert client.feedback_rules() == []
+        client.profile()
+        client.profile(app="mail")
+        client.edit_profile("preference", "words", "40", app="mail")
+        client.pin_feature("preference", "words", False)
+        client.reset_profile()
+        client.reset_profile("context", app="mail")
+        client.selection("mail")
+        assert client.apps() == []
+        assert client.change_app("a b", {"shared": True}) == {}
+        assert client.next_survey("mail") is None
+        assert client.answer_survey("s1", value=4) == {}
+        client.answer_survey("s1", text="fine")
+        client.answer_survey("s1")
+        assert client.next_question() is None
+        client.settle_question("i1", "bad")
+        client.correct_question("i1", "better")
+    assert [(asked.method, asked.path, asked.query, asked.body) for asked in daemon.requests] == [
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "rating": 4, "source": "cli"}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "comment": "fine"}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "copied": True}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "dwell_ms": 1200, "source": "mail"}),
+        ("POST", "/edgepd/v1/feedback", "", {"interaction_id": "i1", "abandoned": True}),
+        ("GET", "/edgepd/v1/feedback/channels", "", {}),
+        ("GET", "/edgepd/v1/feedback/channels", "days=7&app=mail", {}),
+        ("GET", "/edgepd/v1/feedback/rules", "", {}),
+        ("GET", "/edgepd/v1/profile", "", {}),
+        ("GET", "/edgepd/v1/profile", "app=mail", {}),
+        (
+            "PUT",
+            "/edgepd/v1/profile/features",
+            "",
+            {"kind": "preference", "name": "words", "value": "40", "app": "mail"},
+        ),
+        ("POST", "/edgepd/v1/profile/features/pin", "", {"kind": "preference", "name": "words", "pinned": False}),
+        ("DELETE", "/edgepd/v1/profile", "", {}),
+        ("DELETE", "/edgepd/v1/profile", "kind=context&app=mail", {}),
+        ("GET", "/edgepd/v1/profile/selection", "app=mail", {}),
+        ("GET", "/edgepd/v1/apps", "", {}),
+        ("PUT", "/edgepd/v1/apps/a%20b", "", {"shared": True}),
+        ("GET", "/edgepd/v1/surveys/next", "app=mail", {}),
+        ("POST", "/edgepd/v1/surveys/s1", "", {"value": 4, "text": None, "skipped": False}),
+        ("POST", "/edgepd/v1/surveys/s1", "", {"value": None, "text": "fine", "skipped": False}),
+        ("POST", "/edgepd/v1/surveys/s1", "", {"value": None, "text": None, "skipped": True}),
+        ("GET", "/edgepd/v1/questions/next", "", {}),
+        ("POST", "/edgepd/v1/questions/i1", "", {"outcome": "bad"}),
+        ("POST", "/edgepd/v1/questions/i1", "", {"edit": "better"}),
+    ]
+
+
+def test_search_in_the_interactions(daemon: FakeDaemon) -> None:
+    daemon.on("GET /edgepd/v1/interactions", {"interactions": []})
+    with Client(daemon.socket) as client:
+        assert client.interactions(5, query="a b", since=1.5, until=2.5, app="mail") == []
+    assert daemon.requests[-1].query == "limit=5&q=a+b&since=1.5&until=2.5&app=mail"
+
+
+def test_lines_end_at_newlines_only(daemon: FakeDaemon) -> None:
+    text = '{"a": "one\u2028two\x85three"}\n\n{"b": 1}'  # what str.splitlines would break into five
+    daemon.on("GET /edgepd/v1/export", Reply(text.encode()))
+    with Client(daemon.socket) as client:
+        assert list(client.export()) == ['{"a": "one\u2028two\x85three"}', '{"b": 1}']
+
+
+def test_refused_lines_raise(daemon: FakeDaemon) -> None:
+    daemon.on("GET /edgepd/v1/export", error(404, "not_found", "no app 'x'"))
+    with Client(daemon.socket) as client, pytest.raises(NotFoundError, match="no app 'x'"):
+        next(client.export())
+
+
+def test_observation_does_not_wait_long(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Event()
+    monkeypatch.setattr("edgepd.profile_client.OBSERVE_TIMEOUT_S", 0.05)
+    daemon.on("POST /edgepd/v1/feedback", Reply(events=[{}, {}], before_end=partial(release.wait, 5)))
+    try:
+        with Client(daemon.socket) as client, pytest.raises(BusyError, match="did not answer in time"):
+            client.dwelt("i1", 5)
+    finally:
+        release.set()

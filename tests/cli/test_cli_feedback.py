@@ -1,4 +1,4 @@
-"""`edgepd good`, `bad`, `fix`, `prefer` and `undo`."""
+"""`edgepd good`, `bad`, `rate`, `comment`, `fix`, `prefer`, `report` and `undo`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from edgepd.cli.feedback import KINDS
+from edgepd_profiles import feedback_kinds
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import INTERACTION, FakeDaemon, error
+from tests.cli.fake_daemon import INTERACTION, STATUS, FakeDaemon, error
 
 FEEDBACK = "POST /edgepd/v1/feedback"
 PATH = "/edgepd/v1/feedback"
@@ -89,6 +91,7 @@ def test_closing_the_editor_without_a_change_keeps_nothing(
         ((), "", 2, "feedback on i7: 2 taken back\n"),
         (("i7", "--kind", "edit"), "kind=edit", 1, "feedback on i7: 1 taken back\n"),
         (("i7", "--kind", "preferred"), "kind=preferred", 1, "feedback on i7: 1 taken back\n"),
+        (("--kind", "corrected"), "kind=corrected", 1, "feedback on i7: 1 taken back\n"),
         (("i7",), "", 0, "feedback on i7: there was none\n"),
     ],
 )
@@ -110,3 +113,66 @@ def test_an_answer_is_not_better_than_itself(judged: FakeDaemon, edgepd: Edgepd)
     result = edgepd("prefer", "i7", "i7")
     assert (result.exit_code, judged.requests) == (2, [])
     assert result.stderr == "Error: answer 'i7' cannot be better than itself; give the IDs of two answers\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "text"),
+    [
+        (("rate", "4"), {"interaction_id": "last", "rating": 4}, "rated 4 of 5: i7\n"),
+        (("rate", "1", "i7"), {"interaction_id": "i7", "rating": 1}, "rated 1 of 5: i7\n"),
+        (("comment", " too long "), {"interaction_id": "last", "comment": "too long"}, "comment kept for i7\n"),
+        (("comment", "x", "i7"), {"interaction_id": "i7", "comment": "x"}, "comment kept for i7\n"),
+        (("report", "copied"), {"interaction_id": "last", "copied": True}, "copied kept for i7\n"),
+        (("report", "abandoned", "i7"), {"interaction_id": "i7", "abandoned": True}, "abandoned kept for i7\n"),
+        (
+            ("report", "dwell", "i7", "--ms", "4200"),
+            {"interaction_id": "i7", "dwell_ms": 4200},
+            "dwell of 4200 ms kept for i7\n",
+        ),
+        (("report", "dwell", "--ms", "0"), {"interaction_id": "last", "dwell_ms": 0}, "dwell of 0 ms kept for i7\n"),
+    ],
+)
+def test_other_kinds(
+    judged: FakeDaemon, edgepd: Edgepd, args: tuple[str, ...], given: dict[str, object], text: str
+) -> None:
+    result = edgepd(*args)
+    assert (result.exit_code, result.stdout) == (0, text)
+    assert judged.asked(PATH) == [given | {"source": "cli"}]
+    answered = {"interaction_id": "i7", "feedback": [{"kind": "thumb", "value": 1}]}
+    assert json.loads(edgepd(*args, "--json").stdout) == answered
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("rate", "0"), "0 is not in the range 1<=x<=5"),
+        (("rate", "6"), "6 is not in the range 1<=x<=5"),
+        (("rate", "good"), "'good' is not a valid integer"),
+        (("comment", " "), "the comment is empty"),
+        (("report", "dwell"), "edgepd report dwell needs --ms"),
+        (("report", "copied", "--ms", "5"), "edgepd report copied takes no --ms"),
+        (("report", "dwell", "--ms", "-1"), "-1 is not in the range"),
+        (("undo", "--kind", "liked"), "'liked' is not one of 'thumb', 'rating'"),
+    ],
+)
+def test_feedback_that_makes_no_sense_is_not_sent(
+    judged: FakeDaemon, edgepd: Edgepd, args: tuple[str, ...], message: str
+) -> None:
+    result = edgepd(*args)
+    assert (result.exit_code, judged.requests) == (2, [])
+    assert message in result.stderr
+
+
+def test_every_kind_that_can_be_stored_can_be_taken_back() -> None:
+    assert set(KINDS) == set(feedback_kinds.KINDS)
+
+
+def test_status_counts_what_was_said_and_observed(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    more = {"rating": 2, "comment": 0, "preferred": 1, "dwell": 30, "abandoned": 1, "regenerated": 0}
+    daemon.on("GET /edgepd/v1/status", STATUS | {"profile": STATUS["profile"] | more})
+    lines = edgepd("status").stdout.splitlines()
+    said = "3 thumbs up, 1 down, 12 corrections, 2 ratings, 1 preferences; 13 examples to learn from"
+    assert f"feedback      {said}" in lines
+    assert "observed      30 looked at, 1 abandoned" in lines
+    daemon.on("GET /edgepd/v1/status", STATUS)
+    assert "observed" not in edgepd("status").stdout

@@ -31,6 +31,7 @@ from edgepd.settings import Settings
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.types import Version
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
 from edgepd_profiles import interactions
@@ -92,6 +93,14 @@ class ScriptedGenerations:
     def active(self) -> Generation:
         """Return the second."""
         return self.listing()[1]
+
+    def original(self) -> Generation:
+        """Return the first."""
+        return self.listing()[0]
+
+    def version(self, generation: Generation) -> Version:
+        """Return what one of them is computed with."""
+        return self._versions[generation.id]
 
     def get(self, generation_id: int) -> Generation:
         """Return one of them. Raises NotFoundError."""
@@ -172,14 +181,17 @@ def scripted(*, tcp: bool = False, slots: int = 4, context_tokens: int = 2048, *
 
 def _services(directory: Path, engine: Any, generations: Any, store: Store, fields: dict[str, Any]) -> Services:
     recorder = Recorder(store, enabled=True)
+    settings = fields.get("settings", Settings())
+    personaliser = Personaliser(store, engine, generations, lambda: settings)
     values: dict[str, Any] = {
-        "settings": Settings(),
+        "settings": settings,
         "paths": Paths(directory / "config.toml", directory, directory, directory),
         "store": store,
         "engine": engine,
         "generations": generations,
         "recorder": recorder,
-        "exchanges": Exchanges(engine, generations, recorder),
+        "exchanges": Exchanges(engine, generations, recorder, personaliser),
+        "personaliser": personaliser,
         "load_settings": Settings,
     } | fields
     for part in dataclasses.fields(Services):

@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,7 @@ class ScriptedEngine:
         self.slots = slots
         self.context_tokens = context_tokens
         self.alive = True
+        self.ready = True  # whether everything is loaded
         self.refuse: EdgepdError | None = None  # raised by the next submit
         self.facts: Any = ScriptedFacts()
         self.template_tools = True  # whether the model's template knows tools
@@ -162,10 +163,18 @@ class ScriptedEngine:
         """Return the real format of tool calls, by default that of Qwen and Hermes."""
         return tool_format(self.facts.template, self.template_tools)
 
+    def is_prepared(self, version: Version) -> bool:
+        """Say `ready`, whatever the version."""
+        return self.ready
+
     def embed(
-        self, version: Version, inputs: list[list[int]], keep_alive: float | None = None
+        self,
+        version: Version,
+        inputs: list[list[int]],
+        keep_alive: float | None = None,
+        observe: Callable[[np.ndarray], None] | None = None,
     ) -> Future[list[np.ndarray]]:
-        """Return vectors of length 1 that depend on nothing but the tokens."""
+        """Return vectors of length 1 that depend on nothing but the tokens; the state of a token has a single 1."""
         done: Future[list[np.ndarray]] = Future()
         for tokens in inputs:
             if len(tokens) > self.context_tokens:
@@ -175,6 +184,9 @@ class ScriptedEngine:
         if self.hold_embeddings:
             self.held.append(done)
             return done
+        if observe is not None:
+            for tokens in inputs:
+                observe(np.eye(EMBEDDING_SIZE, dtype=np.float32)[np.array(tokens) % EMBEDDING_SIZE])
         counts = [np.bincount(np.array(t) % EMBEDDING_SIZE, minlength=EMBEDDING_SIZE) for t in inputs]
         done.set_result([(c / np.linalg.norm(c)).astype(np.float32) for c in counts])
         return done

@@ -68,8 +68,8 @@ def test_thumbs_and_edits(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "code", "message"),
     [
-        ({}, 400, "invalid_request", "give either `thumb` (1 or -1) or `edit`"),
-        ({"thumb": 1, "edit": "x"}, 400, "invalid_request", "give either `thumb`"),
+        ({}, 400, "invalid_request", "give exactly one of"),
+        ({"thumb": 1, "edit": "x"}, 400, "invalid_request", "give exactly one of"),
         ({"thumb": 5}, 400, "invalid_request", "a thumb is 5, but must be 1 (good) or -1 (bad)"),
         ({"edit": "  "}, 400, "invalid_request", "the corrected answer is empty"),
         ({"thumb": 1, "stars": 3}, 400, "invalid_request", "body.stars"),

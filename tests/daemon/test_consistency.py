@@ -7,6 +7,7 @@ What is expected of trust (strikes, confirmation, fallback) is counted here a se
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -279,6 +280,34 @@ class AnySequence(RuleBasedStateMachine):
         before = self.view().states
         self.unmoved(lambda: self.generations.shelf.tidy(self.world.base.sha256, keep), dies_at)
         assert {n for n, state in self.view().states.items() if state != before[n]}.isdisjoint(spared - {self.active})
+
+    @rule(recent=RECENT, dies_at=DEATHS)
+    def forget(self, recent: int, dies_at: str | None) -> None:
+        """What a generation was taught is forgotten: it and what goes on from it are out of service, files and all."""
+        number, found = self.chosen(recent)
+        if found is None or found.kind == "base":
+            return
+        touched = set[int]()
+
+        def take_out(conn: sqlite3.Connection) -> None:
+            conn.execute("UPDATE generations SET example_ids = ? WHERE id = ?", (f'["i_{number}"]', number))
+            touched.update(registry.taught_any(conn, [f"i_{number}"]))
+            registry.retire_stale(conn, touched, registry.switches(conn, touched), "forgotten")
+
+        def work() -> None:
+            self.generations.take_out(take_out)
+            for each in touched:
+                self.generations.discard_files(each)
+
+        if self.attempt(work, dies_at) != "done":
+            return
+        gone = [self.generations.get(each) for each in touched]
+        assert number in touched
+        assert all(g.state in ("stale", "rejected", "deleted") and not g.pinned for g in gone)
+        assert [self.generations.shelf.own_file(g) for g in gone] == [None] * len(gone)
+        assert (self.generations.active().id == self.active) == (self.active not in touched)
+        if self.active in touched:
+            self.switched(self.generations.active().id)
 
     # What comes from outside, and from others
 

@@ -111,3 +111,16 @@ def test_stopping_ends_embeddings_too(version: Version) -> None:
         jobs = [engine.embed(version, [LONG] * 20) for _ in range(3)]
     with pytest.raises(BusyError, match="shutting down"):
         jobs[-1].result(timeout=10)
+
+
+def test_states_are_observed_one_input_after_the_other(engine: Engine, version: Version) -> None:
+    """Their means are the vectors. Those of an input that is longer than a batch are not kept."""
+    seen: list[np.ndarray] = []
+    inputs = [*TEXTS, LONG]
+    vectors = engine.embed(version, inputs, observe=seen.append).result(timeout=60)
+    short = [n for n, tokens in enumerate(inputs) if len(tokens) <= embedder.BATCH_TOKENS]
+    assert [len(states) for states in seen] == [len(inputs[n]) for n in short]
+    assert len(short) == len(inputs) - 1
+    for n, states in zip(short, seen, strict=True):
+        mean = states.sum(axis=0, dtype=np.float64)
+        np.testing.assert_allclose(vectors[n], mean / np.linalg.norm(mean), atol=1e-6)

@@ -15,7 +15,9 @@ from edgepd.errors import StoreError
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.host import ModelHost
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
+from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import Trainer
@@ -70,11 +72,23 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
             await asyncio.to_thread(generations.boot)
             recorder = Recorder(store, enabled=settings.log.interactions)
             trainer = Trainer(store, generations, settings, paths.runs_dir)
-            exchanges = Exchanges(engine, generations, recorder)
+            personaliser = Personaliser(store, engine, generations, lambda: settings)
+            exchanges = Exchanges(engine, generations, recorder, personaliser)
+            forgetter = Forgetter(store, generations, trainer, engine, personaliser, paths)
             return await work(
                 InProcess(
                     Services(
-                        settings, paths, store, engine, generations, recorder, trainer, exchanges, lambda: settings
+                        settings=settings,
+                        paths=paths,
+                        store=store,
+                        engine=engine,
+                        generations=generations,
+                        recorder=recorder,
+                        trainer=trainer,
+                        exchanges=exchanges,
+                        personaliser=personaliser,
+                        forgetter=forgetter,
+                        load_settings=lambda: settings,
                     )
                 )
             )

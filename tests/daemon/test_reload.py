@@ -45,6 +45,7 @@ class Running:
             recorder=SimpleNamespace(enabled=True),
             generations=SimpleNamespace(keep_retired=0),
             trainer=SimpleNamespace(settings=Settings()),
+            forgetter=SimpleNamespace(backups=2),
             needs_restart=(),
         )
 
@@ -74,10 +75,12 @@ def test_what_can_change_is_applied(daemon: Running) -> None:
     done = daemon.reload(
         '[serve]\nthreads = 3\nmax_tokens = 7\nmax_queue = 5\nkeep_alive = "1h"\nmax_body_bytes = 2048\n'
         '[train]\nrank = 4\n[gate]\nmin_kept_gain = 0.5\n[log]\nlevel = "error"\ninteractions = false\n'
+        "[keep]\nbackups = 4\n"
     )
     assert set(done.applied) == {
         *("serve.threads", "serve.max_tokens", "serve.max_queue", "serve.keep_alive", "serve.max_body_bytes"),
         *("train.rank", "gate.min_kept_gain", "log.level", "log.interactions"),
+        "keep.backups",
     }
     assert done.needs_restart == []
     services = daemon.services
@@ -88,6 +91,7 @@ def test_what_can_change_is_applied(daemon: Running) -> None:
     assert services.trainer.settings.train.rank == 4
     assert services.trainer.settings.gate.min_kept_gain == 0.5
     assert services.recorder.enabled is False
+    assert services.forgetter.backups == 4
     assert logging.getLogger().level == logging.ERROR
 
 

@@ -168,3 +168,56 @@ def test_a_request_says_how_long_the_model_stays(version: Version, monkeypatch: 
         wait_for(lambda: engine.status().models[0].expires_in_s is None)
         engine.unload()
         wait_for(lambda: engine.status().state == "unloaded")
+
+
+def saved_files(directory: Path) -> list[str]:
+    return sorted(file.name for file in directory.glob("*"))
+
+
+def test_what_is_forgotten_is_neither_in_memory_nor_on_disk(version: Version, tmp_path: Path) -> None:
+    with running_engine(saved_in=tmp_path) as engine:
+        engine.prepare(version)
+        text = ask(engine, PROMPT, version, 8).text
+        assert engine.forget_conversations() == 0  # nothing was on disk yet
+        again = ask(engine, PROMPT, version, 8)
+        assert (again.text, again.timings.cached_tokens) == (text, 0)
+    assert len(saved_files(tmp_path)) == 1
+    with running_engine(saved_in=tmp_path) as engine:  # which has no model yet
+        assert engine.forget_conversations() == 1
+        assert saved_files(tmp_path) == []
+        engine.prepare(version)
+        assert ask(engine, PROMPT, version, 8).timings.cached_tokens == 0
+
+
+def test_what_is_being_answered_goes_on_and_is_not_saved(version: Version, tmp_path: Path) -> None:
+    with running_engine(saved_in=tmp_path, slots=1) as engine:
+        engine.prepare(version)
+        undisturbed = ask(engine, PROMPT, version, 200, reuse_cache=False).text
+        running = ask(engine, PROMPT, version, 200, reuse_cache=False)
+        waiting = ask(engine, [7, *PROMPT], version, 8)  # for the only slot
+        running.wait_for_first()
+        engine.forget_conversations()
+        assert (running.text, waiting.finished.reason) == (undisturbed, "length")
+    assert saved_files(tmp_path) == []
+    with running_engine(saved_in=tmp_path, slots=1) as engine:
+        engine.prepare(version)
+        engine.forget_conversations()
+        assert ask(engine, PROMPT, version, 8).finished.reason == "length"
+    assert len(saved_files(tmp_path)) == 1  # what comes afterwards is
+
+
+def test_an_engine_that_saves_nothing_has_nothing_to_forget(
+    version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.kv").write_text("a file of somebody else")
+    with running_engine() as engine:
+        assert engine.forget_conversations() == 0
+    assert saved_files(tmp_path) == ["mine.kv"]
+
+
+def test_clearing_removes_torn_files_too(saved: SavedStates, version: Version, tmp_path: Path) -> None:
+    saved.save(version, [1], b"cells")
+    (tmp_path / "kv" / ".torn.kv.tmp").write_bytes(b"cel")
+    assert saved.clear() == 2
+    assert (saved_files(tmp_path / "kv"), saved.clear()) == ([], 0)

@@ -44,6 +44,7 @@ def port(tiny_models: Path) -> Iterator[Port]:
         number = free.getsockname()[1]
     settings = (*SETTINGS, f"serve.tcp_port={number}")
     with short_directory() as home, running(home, tiny_models, *settings) as daemon:
+        daemon.chat("Something that `last` means", max_tokens=1)
         token = daemon.paths.token.read_text().strip()
         yield Port(daemon, f"http://127.0.0.1:{number}", {"Authorization": f"Bearer {token}"})
         assert daemon.process.poll() is None

@@ -195,7 +195,7 @@ def test_nothing_heavy_is_in_memory_before_the_first_request(edgepd_home: Path, 
         assert daemon.get("/healthz")["status"] == "unloaded"
         loaded = {Path(m.path).name.partition(".")[0].partition("-")[0] for m in process.memory_maps()}
         assert loaded & {"libllama", "libggml", "libtorch", "_multiarray_umath"} == set()
-        assert process.memory_info().rss <= 60 * 1024 * 1024
+        assert process.memory_info().rss <= 62 * 1024 * 1024
         daemon.chat("Hello", max_tokens=1)
         assert daemon.get("/healthz")["status"] == "ready"
 

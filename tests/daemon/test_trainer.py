@@ -203,7 +203,7 @@ def test_the_next_fast_run_goes_on_where_the_last_one_ended(tmp_path: Path) -> N
         daemon.child_says(Outcome(False, "not better"))
         run = await daemon.ended()
         job = daemon.read("job.json")
-        assert job["start_adapter"] == str(tmp_path / "generations" / "live-1.gguf")
+        assert job["start_adapter"] == str(tmp_path / "data" / "generations" / "live-1.gguf")
         learned, judging = ([e["id"] for e in job[side]] for side in ("train", "held_out"))
         assert judging == ["i7", "i8", "i9", "i10", "i11"]  # as before
         assert learned[3:] == ["i12", "i13", "i14", "i15"]  # what is new

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgepd.adapt.job import Job, JobExample
 from edgepd.errors import TrainingError
-from edgepd.settings import Gate, Serve, Settings, Train
+from edgepd.settings import Gate, Select, Serve, Settings, Train
 from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, fresh_and_replay, make_job, taught_to
 from edgepd_profiles import feedback, interactions
 from edgepd_profiles.examples import Example, data_hash
@@ -267,13 +267,13 @@ def test_answers_with_a_thumb_down_are_for_objectives_that_learn_from_them(tmp_p
             store.write(lambda conn, name=name, thumb=thumb: feedback.set_thumb(conn, name, thumb)).result()
 
         def found(objective: str) -> list[tuple[str, bool]]:
-            return [(e.response, e.desirable) for e in find_examples(store, Train(objective=objective))]
+            return [(e.response, e.desirable) for e in find_examples(store, Train(objective=objective), Select())]
 
         for objective in ("sft", "dpo", "simpo"):
             assert found(objective) == [("good", True)]
         for objective in ("reward", "kto", "apo-zero"):
             assert found(objective) == [("good", True), ("bad", False)]
-        assert [e.weight for e in find_examples(store, Train(accepted_weight=0.25))] == [0.25]
+        assert [e.weight for e in find_examples(store, Train(accepted_weight=0.25), Select())] == [0.25]
 
 
 class Files(SimpleNamespace):

@@ -18,11 +18,13 @@ from typing import Any
 import httpx
 
 from edgepd.adapt.job import Event, write_event
-from edgepd.config import paths
+from edgepd.config import Paths
 from edgepd.settings import Settings, Train
 from edgepd_daemon.api.app import create_app
-from edgepd_daemon.engine.types import EngineStatus
+from edgepd_daemon.engine.types import EngineStatus, Version
+from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
+from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.services import Services
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import feedback, interactions, runs
@@ -50,6 +52,33 @@ BASE_SHA256 = "ab" * 32
 ENGINE = EngineStatus("ready", queued=3, active=1, slots=4, tokens_generated=70)
 
 
+class PartsEngine:
+    """Has everything loaded, and as many saved conversations as `saved` says."""
+
+    alive = True
+    context_tokens = 2048
+
+    def __init__(self) -> None:
+        self.saved = 0
+        self.kept: Version | None = None
+
+    def status(self) -> EngineStatus:
+        return ENGINE
+
+    def is_prepared(self, version: Version) -> bool:
+        return True
+
+    def prepare(self, version: Version) -> None:
+        pass
+
+    def keep(self, version: Version) -> None:
+        self.kept = version
+
+    def forget_conversations(self) -> int:
+        saved, self.saved = self.saved, 0
+        return saved
+
+
 class Parts:
     """A trainer with twelve corrected answers to learn from, its child's script, and the API over it."""
 
@@ -57,20 +86,25 @@ class Parts:
         """Start nothing."""
         self.directory = directory
         self.store = store
-        engine: Any = SimpleNamespace(
-            alive=True, status=lambda: ENGINE, is_prepared=lambda version: True, keep=lambda version: None
-        )
+        self.paths = data_below(directory)
+        self.engine = PartsEngine()
+        engine: Any = self.engine
         self.generations = Generations(
-            store, engine, Base("tiny", directory / "tiny.gguf", BASE_SHA256), directory / "generations"
+            store, engine, Base("tiny", directory / "tiny.gguf", BASE_SHA256), self.paths.generations_dir
         )
         self.generations.boot()
         (directory / "child.py").write_text(CHILD)
         child = (sys.executable, str(directory / "child.py"), str(directory))
         settings = Settings(train=Train(rank=4))
-        self.trainer = Trainer(store, self.generations, settings, directory / "data" / "runs", child)
+        self.trainer = Trainer(store, self.generations, settings, self.paths.runs_dir, child)
         unused: Any = SimpleNamespace(problem=None)
+        personaliser = Personaliser(store, engine, self.generations, lambda: settings)
+        self.forgetter = Forgetter(store, self.generations, self.trainer, engine, personaliser, self.paths)
         services = Services(
-            *(settings, paths(), store, engine, self.generations, unused, self.trainer, unused), lambda: settings
+            *(settings, self.paths, store, engine, self.generations, unused, self.trainer, unused),
+            personaliser=personaliser,
+            forgetter=self.forgetter,
+            load_settings=lambda: settings,
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://edgepd")
@@ -123,6 +157,11 @@ class Parts:
             return runs.get_run(conn, run_id)
 
 
+def data_below(directory: Path) -> Paths:
+    """Return the paths of a daemon whose data, and nothing else, is in `data` below a directory."""
+    return Paths(directory / "config.toml", directory / "data", directory, directory / "data" / "models")
+
+
 def correct(store: Store, numbers: range, since: float = 1000.0) -> None:
     """Correct answers, one for each number, a second apart from this unix time on.
 
@@ -136,9 +175,10 @@ def correct(store: Store, numbers: range, since: float = 1000.0) -> None:
 
 
 @asynccontextmanager
-async def parts(directory: Path) -> AsyncIterator[Parts]:
-    with Store.open(directory / "profile.db") as store:
-        correct(store, range(12))
+async def parts(directory: Path, *, taught: bool = True) -> AsyncIterator[Parts]:
+    with Store.open(data_below(directory).profile) as store:
+        if taught:
+            correct(store, range(12))
         made = Parts(directory, store)
         try:
             yield made
@@ -147,9 +187,11 @@ async def parts(directory: Path) -> AsyncIterator[Parts]:
             await made.client.aclose()
 
 
-def with_parts(directory: Path, work: Callable[[Parts], Awaitable[None]]) -> None:
+def with_parts(directory: Path, work: Callable[[Parts], Awaitable[None]], *, taught: bool = True) -> None:
+    """Run `work` on the parts; without `taught`, the profile is taken as it is."""
+
     async def run() -> None:
-        async with parts(directory) as made:
+        async with parts(directory, taught=taught) as made:
             await work(made)
 
     asyncio.run(run())

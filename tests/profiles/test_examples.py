@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepd.cli.demo_script import LESSONS
-from edgepd_profiles import feedback
+from edgepd_profiles import apps, feedback
 from edgepd_profiles.examples import Example, data_hash, split, training_examples
 from edgepd_profiles.interactions import Interaction
+from edgepd_profiles.similar_pairs import examples_of
 
 Log = Callable[..., Interaction]
 QUESTION = [{"role": "user", "content": "Name a colour."}]
@@ -157,6 +158,138 @@ def test_kinds_of_feedback_that_are_not_known_teach_nothing(conn: sqlite3.Connec
     assert training_examples(conn, 0.5, undesirable=True) == []
     feedback.set_thumb(conn, "i_1", 1)
     assert ids(training_examples(conn, 0.5)) == ["i_1"]
+
+
+@pytest.mark.parametrize(
+    ("rating", "weight", "desirable"),
+    [(5, 0.5, True), (4, 0.375, True), (3, None, None), (2, 1.0, False), (1, 1.0, False)],
+)
+def test_what_a_rating_teaches(
+    conn: sqlite3.Connection, log: Log, rating: int, weight: float | None, desirable: bool | None
+) -> None:
+    log("i_1")
+    feedback.set_rating(conn, "i_1", rating, at=7.0)
+    found = training_examples(conn, 0.5, undesirable=True)
+    assert [(e.response, e.created_at, e.weight, e.desirable, e.reward) for e in found] == (
+        [] if weight is None else [("Blue.", 7.0, weight, desirable, 1.0 if desirable else -1.0)]
+    )
+    assert len(training_examples(conn, 0.5)) == (1 if desirable else 0)
+    assert [e.id for e in training_examples(conn, 0.0)] == []
+
+
+def test_a_thumb_beats_a_rating_and_an_edit_both(conn: sqlite3.Connection, log: Log) -> None:
+    for name, thumb, rating in (("i_1", 1, 1), ("i_2", -1, 5)):
+        log(name)
+        feedback.set_rating(conn, name, rating, at=9.0)
+        feedback.set_thumb(conn, name, thumb, at=1.0)
+    up = Example("i_1", "c1", 1.0, QUESTION, "Blue.", 0.5)
+    down = Example("i_2", "c1", 1.0, QUESTION, "Blue.", 1.0, desirable=False, reward=-1.0)
+    assert training_examples(conn, 0.5, undesirable=True) == [up, down]
+    for name in ("i_1", "i_2"):
+        feedback.set_edit(conn, name, "Red.", at=20.0)
+    assert [(e.response, e.weight) for e in training_examples(conn, 0.5)] == [("Red.", 1.0), ("Red.", 1.0)]
+
+
+def test_a_rating_and_a_preference(conn: sqlite3.Connection, log: Log) -> None:
+    log("i_1", response="one")
+    log("i_2", response="two")
+    feedback.prefer(conn, "i_1", "i_2", at=5.0)
+    preferred = Example("i_1", "c1", 5.0, QUESTION, "one", 0.5, rejected="two")
+    for rating in (3, 4, 5):
+        feedback.set_rating(conn, "i_1", rating, at=6.0)
+        assert training_examples(conn, 0.5) == [preferred]
+    feedback.set_rating(conn, "i_1", 2, at=6.0)
+    assert training_examples(conn, 0.5) == []
+    feedback.set_thumb(conn, "i_1", 1, at=7.0)
+    assert training_examples(conn, 0.5) == [preferred], "the thumb beats the rating"
+
+
+def test_what_an_app_that_may_not_teach_was_told_is_left_out(conn: sqlite3.Connection, log: Log) -> None:
+    for app in ("mail", "notes", ""):
+        log(f"i_{app}", app=app)
+        feedback.set_thumb(conn, f"i_{app}", 1, at=1.0)
+    apps.change(conn, "mail", teaches=False)
+    apps.change(conn, "notes", shared=True)
+    assert ids(training_examples(conn, 0.5)) == ["i_notes", "i_"]
+    apps.change(conn, "mail", teaches=True)
+    assert ids(training_examples(conn, 0.5)) == ["i_mail", "i_notes", "i_"]
+
+
+def test_only_some_can_be_asked_for(conn: sqlite3.Connection, log: Log) -> None:
+    for n in range(4):
+        log(f"i_{n}", response=f"r{n}")
+    feedback.set_thumb(conn, "i_0", 1, at=9.0)
+    feedback.set_edit(conn, "i_1", "x", at=8.0)
+    feedback.prefer(conn, "i_2", "i_3", at=7.0)
+    assert training_examples(conn, 0.5, only=["i_0", "i_2", "i_3", "i_gone", "i_0"]) == [
+        Example("i_2", "c1", 7.0, QUESTION, "r2", 0.5, rejected="r3"),
+        Example("i_0", "c1", 9.0, QUESTION, "r0", 0.5),
+    ]
+    assert training_examples(conn, 0.5, only=()) == []
+    assert training_examples(conn, 0.5, only={"i_0", "i_1", "i_2"}) == training_examples(conn, 0.5)
+    assert ids(training_examples(conn, 0.5, only=[*(f"x{n}" for n in range(100_000)), "i_1"])) == ["i_1"]
+
+
+def test_the_time_for_some_does_not_depend_on_how_many_there_are(conn: sqlite3.Connection) -> None:
+    statements: list[str] = []
+    conn.set_trace_callback(statements.append)
+    training_examples(conn, 0.5, only=["i_1"])
+    conn.set_trace_callback(None)
+    (statement,) = statements
+    plan = [row[3] for row in conn.execute("EXPLAIN QUERY PLAN " + statement)]
+    assert not [step for step in plan if step.startswith("SCAN") and step.split()[1] not in ("f", "json_each")], plan
+    assert sum("SEARCH" in step for step in plan) == 4, plan
+
+
+def pair(conn: sqlite3.Connection, name: str, prompt: str, response: str) -> None:
+    source = name.partition("#")[0]
+    conn.execute("INSERT INTO similar_pairs VALUES (?, ?, ?, ?, 0.5, 1.0)", (name, source, prompt, response))
+
+
+def test_pairs_that_the_model_made_are_examples_like_their_source(conn: sqlite3.Connection, log: Log) -> None:
+    told = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    log("i_1", messages=told)
+    log("i_2")
+    log("i_3")
+    for name in ("i_2#1", "i_1#2", "i_1#10", "i_3#1"):
+        pair(conn, name, f"ask {name}", f"say {name}")
+    one = replace(example("i_1", "c7", at=5.0), messages=told)
+    two, unwanted = example("i_2", "c8", at=6.0), replace(example("i_3"), desirable=False)
+    made = examples_of(conn, [one, two, unwanted, example("i_4")], 0.25)
+    system = told[:1]
+    assert made == [
+        Example("i_1#2", "c7", 5.0, [*system, {"role": "user", "content": "ask i_1#2"}], "say i_1#2", 0.25),
+        Example("i_1#10", "c7", 5.0, [*system, {"role": "user", "content": "ask i_1#10"}], "say i_1#10", 0.25),
+        Example("i_2#1", "c8", 6.0, [{"role": "user", "content": "ask i_2#1"}], "say i_2#1", 0.25),
+    ]
+    assert [(e.source, e.judges) for e in made] == [("i_1", False), ("i_1", False), ("i_2", False)]
+    assert (one.source, one.judges, unwanted.judges) == ("i_1", True, False)
+    conn.execute("DELETE FROM interactions WHERE id = 'i_1'")
+    assert ids(examples_of(conn, [one, two], 0.25)) == ["i_2#1"]
+
+
+def made_after(source: Example, n: int = 1) -> Example:
+    return replace(source, id=f"{source.id}#{n}", response=f"copy{n} {source.id}", weight=0.5)
+
+
+def test_what_was_made_after_an_example_is_on_its_side_and_never_judges() -> None:
+    examples = [example(f"e{n}", at=n) for n in range(8)]
+    made = [made_after(e, n) for e in examples for n in (1, 2)]
+    train, held_out = split([*examples, *made], 0.25)
+    assert ids(held_out) == ["e6", "e7"], "a quarter of what the user wrote"
+    assert ids(train) == [f"e{n}" for n in range(6)] + [f"e{n}#{k}" for n in range(6) for k in (1, 2)]
+
+
+def test_a_conversation_cut_in_time_takes_what_was_made_with_it() -> None:
+    examples = [example(f"e{n}", "c", at=n) for n in range(8)]
+    train, held_out = split([*examples, *map(made_after, examples)], 0.25)
+    assert ids(held_out) == ["e6", "e7"]
+    assert [name for name in ids(train) if "#" in name] == [f"e{n}#1" for n in range(6)]
+
+
+def test_an_example_is_taught_if_what_was_made_after_it_was() -> None:
+    examples = [example(f"e{n}", at=n) for n in range(8)]
+    assert ids(split(examples, 0.25, taught=["e7#3"])[1]) == ["e5", "e6"]
 
 
 @pytest.mark.parametrize(

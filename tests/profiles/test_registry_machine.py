@@ -123,6 +123,28 @@ class Machine(RuleBasedStateMachine):
         refused = self.refused(lambda: registry.set_state(self.conn, generation.id, state))
         assert refused or (generation.state != "active" and generation.kind != "base") or state == generation.state
 
+    @rule(n=number)
+    def forget(self, n: int) -> None:
+        """What a generation was taught is forgotten: it and all that go on from it are out of service at once."""
+        generation = self.pick(n)
+        if generation.kind == "base":
+            return
+        self.conn.execute("UPDATE generations SET example_ids = ? WHERE id = ?", (f'["i_{n}"]', generation.id))
+        touched = registry.taught_any(self.conn, [f"i_{n}"])
+        assert generation.id in touched
+        switches = registry.switches(self.conn, touched)
+        registry.retire_stale(self.conn, touched, switches, "forgotten")
+        for switch in switches:
+            assert registry.active(self.conn, switch.base_sha256).id == switch.to_id
+            assert switch.to_id not in touched
+            self.switched(switch.base_sha256, switch.to_id)
+        gone = [g for g in self.all() if g.id in touched]
+        assert {g.state for g in gone} <= {"stale", "rejected", "deleted"}
+        assert not any(g.pinned for g in gone)
+        others = {name for g in self.all() if g.id not in touched for name in (g.adapter_file, g.model_file)}
+        own = {g.adapter_file or g.model_file for g in gone}
+        assert not (own - others) & registry.file_names(self.conn)
+
     @rule(n=number, pinned=st.booleans())
     def pin(self, n: int, pinned: bool) -> None:
         generation = self.pick(n)
@@ -206,6 +228,7 @@ class Machine(RuleBasedStateMachine):
         may_serve = [g for g in known if g.state in MAY_SERVE]
         deleted = {g.model_file for g in known if g.kind == "baked" and g.state == "deleted"}
         assert not deleted & {g.model_file for g in may_serve}
+        assert not [g for g in known if g.pinned and g.state == "stale"]
         kept = may_serve + [g for g in known if g.pinned and g.state != "deleted"]
         assert {name for g in kept for name in (g.adapter_file, g.model_file) if name} <= registry.file_names(self.conn)
         assert [g.strikes for g in known] == [self.unanswered.get(g.id, 0) for g in known]

@@ -85,6 +85,17 @@ def test_a_pinned_one_keeps_its_files_when_it_is_rejected_later(conn: sqlite3.Co
     assert registry.file_names(conn) == set()
 
 
+def test_a_stale_one_has_no_claim_to_its_files_even_if_it_was_pinned(conn: sqlite3.Connection) -> None:
+    made = live(conn, "a.gguf")
+    registry.pin(conn, made, True)
+    stale = registry.set_state(conn, made, "stale", reason="forgotten")
+    assert (stale.state, stale.pinned, stale.adapter_file) == ("stale", False, "a.gguf")
+    assert registry.file_names(conn) == set()
+    with pytest.raises(ConflictError, match=f"generation {made} is stale and its files may be gone"):
+        registry.pin(conn, made, True)
+    assert registry.delete(conn, made).state == "deleted"
+
+
 @pytest.mark.parametrize("state", ["training", "candidate", "active", "retired"])
 def test_a_model_file_that_a_live_adapter_stands_on_is_kept(conn: sqlite3.Connection, state: str) -> None:
     registry.ensure_base(conn, BASE)

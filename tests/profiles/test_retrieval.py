@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from edgepd.cli.demo_script import LESSONS
 from edgepd_profiles.examples import Example
-from edgepd_profiles.retrieval import MAX_TERMS, Index, similar
+from edgepd_profiles.retrieval import MAX_TERMS, Index, Words, content, same_question, similar
 
 
 def example(name: str, prompt: str, response: str) -> Example:
@@ -87,3 +88,77 @@ def test_one_index_answers_many_times_and_an_empty_one_never() -> None:
         assert [index.similar(e, 3) for e in POOL] == found
         assert found == [similar(POOL, e, 3) for e in POOL]
     assert similar([], POOL[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("allergies", "allergic"),
+        ("vegetarians", "vegetarisch"),
+        ("train", "training"),
+        ("house", "houses"),
+        ("Kind", "Kindern"),
+        ("Müller", "Muller"),
+        ("perro", "perros"),
+        ("wishes", "wish"),
+    ],
+)
+def test_forms_of_a_word_are_one(one: str, other: str) -> None:
+    assert content(one) == content(other) != []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("internet", "international"), ("vegetables", "vegetarian"), ("bus", "but"), ("5", "7")]
+)
+def test_other_words_are_others(one: str, other: str) -> None:
+    assert content(one) != content(other)
+
+
+@pytest.mark.parametrize("text", ["what is it?", "Was ist das?", "qu'est-ce que c'est", "¿Qué es esto?", "?!", ""])
+def test_questions_without_content_have_no_words(text: str) -> None:
+    assert content(text) == []
+
+
+def test_scripts_without_spaces_have_pairs_of_characters() -> None:
+    assert content("天気予報 です") == ["天気", "気予", "予報", "報で"]
+
+
+def test_the_same_question_in_other_words_around_it() -> None:
+    assert same_question("What's the weather in Rome?", "please tell me the weather in rome")
+    assert same_question("Why?", "why")
+    assert not same_question("Why?", "Who?")
+    assert not same_question("Convert 5 miles to km", "What is a mile?")
+    assert same_question("How do tall trees drink water?", "How do tall trees drink milk?")  # a word apart
+
+
+def found(words: Words, query: str) -> list[int]:
+    return [key for key, _ in words.ranked(query)]
+
+
+def test_words_are_found_changed_and_dropped() -> None:
+    with closing(Words()) as words:
+        words.put([(7, "tea is hot"), (-3, "red tea"), (9, "old tin")])
+        assert sorted(found(words, "Which teas do you have?")) == [-3, 7]
+        assert found(words, "which is it?") == []
+        words.put([(7, "coffee")])
+        assert found(words, "tea") == [-3]
+        assert found(words, "coffee") == [7]
+        words.drop(-3)
+        words.drop(1000)
+        assert found(words, "tea") == []
+        assert (len(words), words.dropped) == (2, 2)
+
+
+def test_scores_are_above_zero_and_fall() -> None:
+    with closing(Words()) as words:
+        words.put([(1, "cactus and dry soil"), (2, "a cactus in the sky"), (3, "gravity"), (4, "glass"), (5, "gold")])
+        ranked = list(words.ranked("Does a cactus like dry soil?"))
+    assert [key for key, _ in ranked] == [1, 2]
+    assert ranked[0][1] > ranked[1][1] > 0
+
+
+@pytest.mark.parametrize("query", ['"', "' OR 1", "x AND NOT b*", "NEAR(x, 2)", "\x00", "\ud800", "words:x", "́"])
+def test_any_query_can_be_asked_of_words(query: str) -> None:
+    with closing(Words()) as words:
+        words.put([(1, query), (2, "tea")])
+        assert 2 not in found(words, query)

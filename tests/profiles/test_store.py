@@ -1,51 +1,26 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_utils import Database
 
 import edgepd
 import edgepd_profiles
 from edgepd.errors import StoreError
-from edgepd_profiles import feedback, health, interactions, migrations, registry
+from edgepd_profiles import interactions, registry
+from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.store import Store
-
-# The schema as step m001 first made it, with one row. Never edit: it is what the oldest profiles look like.
-OLDEST = """
-CREATE TABLE _sqlite_migrations (id INTEGER PRIMARY KEY, migration_set TEXT, name TEXT, applied_at TEXT);
-CREATE UNIQUE INDEX idx__sqlite_migrations_migration_set_name ON _sqlite_migrations (migration_set, name);
-INSERT INTO _sqlite_migrations VALUES (1, 'edgepd_profiles', 'm001_interactions', '2026-01-01 00:00:00+00:00');
-CREATE TABLE interactions (
-    seq INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    conversation TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    app TEXT NOT NULL,
-    model TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    messages TEXT NOT NULL,
-    response TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('streaming', 'done', 'cancelled', 'failed', 'interrupted')),
-    finish_reason TEXT,
-    prompt_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL,
-    ttft_ms REAL,
-    duration_ms REAL
-) STRICT;
-CREATE INDEX interactions_streaming ON interactions (seq) WHERE state = 'streaming';
-INSERT INTO interactions VALUES (1, 'i_old', 'c1', 1.0, 'cli', 'smollm2', 1, '[{"content":"Hi","role":"user"}]',
-    'Hello.', 'done', 'stop', 3, 2, 10.0, 20.0);
-"""
 
 
 @pytest.fixture
@@ -236,197 +211,128 @@ def test_close_finishes_what_was_queued_and_can_be_repeated(tmp_path: Path) -> N
         assert count(again) == 50
 
 
-KILLED = """
-import sys
+# What the child processes below have in common: an exchange is logged by two writes, as the daemon does.
+CHILD = """
+import resource, sys, time
 from pathlib import Path
+from edgepd.errors import StoreError
+from edgepd_profiles import interactions
+from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.store import Store
+
 store = Store.open(Path(sys.argv[1]))
-store.write(lambda conn: conn.execute("CREATE TABLE notes (n INTEGER, text TEXT)").close()).result()
-n = 0
+
+def log(text):
+    name = interactions.new_id()
+    new = Interaction(name, "c", time.time(), "cli", "m", 1, [{"role": "user", "content": "asked " + text}])
+    numbers = {"prompt_tokens": 1, "completion_tokens": 1, "ttft_ms": 1.0, "duration_ms": 1.0}
+    store.write(lambda conn: interactions.begin(conn, new)).result()
+    store.write(lambda conn: interactions.finish(conn, name, "answered " + text, "done", "stop", **numbers)).result()
+    print(name, flush=True)
+"""
+KILLED = """
+store.write(interactions.mark_interrupted).result()
 while True:
-    store.write(lambda conn: conn.execute("INSERT INTO notes VALUES (?, ?)", (n, "x" * 500)).close()).result()
-    print(n, flush=True)
-    n += 1
+    log("word")
+"""
+LIMITED = """
+log("before")
+size = max(Path(sys.argv[1] + suffix).stat().st_size for suffix in ("", "-wal"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, resource.RLIM_INFINITY))
+for _ in range(2):
+    try:
+        log("x" * 200_000)
+    except StoreError as error:
+        print(error, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log("after")
+store.close()
 """
 
 
-def test_kill_9_loses_no_acknowledged_row(tmp_path: Path) -> None:
+def child(script: str, path: Path) -> subprocess.Popen[str]:
     roots = [Path(edgepd.__file__).parents[1], Path(edgepd_profiles.__file__).parents[1]]
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "profile.db")],
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD + script, str(path)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))},
     )
-    with child:
-        assert child.stdout is not None
-        acknowledged = [int(child.stdout.readline()) for _ in range(150)]
-        child.send_signal(signal.SIGKILL)
-        acknowledged += [int(line) for line in child.stdout if line.endswith("\n")]
-    assert child.returncode == -signal.SIGKILL
-    assert acknowledged == list(range(len(acknowledged)))
+
+
+def check(store: Store) -> None:
+    """The file is whole, and the search index has exactly what has ended."""
+    with store.read() as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert conn.execute("PRAGMA foreign_key_check").fetchall() == []
+    store.write(
+        lambda conn: conn.execute(
+            "INSERT INTO interaction_search (interaction_search, rank) VALUES ('integrity-check', 1)"
+        ).close()
+    ).result()
+
+
+def test_kill_9_at_random_points_loses_no_acknowledged_exchange(tmp_path: Path) -> None:
+    """Six programs one after another are killed, each after some of the 1,000 exchanges, at any point of a write."""
+    path = tmp_path / "profile.db"
+    rng = random.Random()
+    told: list[str] = []
+    for rest in range(5, -1, -1):
+        wanted = rng.randint(50, 250) if rest else max(1000 - len(told), 50)
+        with child(KILLED, path) as killed:
+            assert killed.stdout is not None
+            told += [killed.stdout.readline().strip() for _ in range(wanted)]
+            time.sleep(rng.uniform(0, 0.005))
+            killed.send_signal(signal.SIGKILL)
+            told += [line.strip() for line in killed.stdout if line.endswith("\n")]
+        assert killed.returncode == -signal.SIGKILL
+    assert len(told) >= 1000
+    with Store.open(path) as store:
+        store.write(interactions.mark_interrupted).result()
+        with store.read() as conn:
+            rows = dict(conn.execute("SELECT id, state FROM interactions ORDER BY seq").fetchall())
+        assert [name for name in rows if name in set(told)] == told
+        assert {rows[name] for name in told} == {"done"}
+        assert len(rows) - len(told) <= 6  # of each program one may be stored but not yet told
+        check(store)
+
+
+def test_a_disk_that_refuses_a_write_is_told_and_survived(tmp_path: Path) -> None:
+    """The system refuses to let any file grow, which SQLite reports as SQLITE_IOERR_WRITE, as it does EIO."""
+    path = tmp_path / "profile.db"
+    with child(LIMITED, path) as limited:
+        assert limited.stdout is not None
+        before, first, second, after = limited.stdout.read().splitlines()
+    assert limited.returncode == 0
+    for said in (first, second):
+        assert said.startswith(f"{path}: the disk reported an error; check its free space")
+        assert said.endswith("(SQLITE_IOERR_WRITE)")
+    with Store.open(path) as store:
+        check(store)
+        with store.read() as conn:
+            rows = conn.execute("SELECT id, state FROM interactions ORDER BY seq").fetchall()
+            assert rows == [(before, "done"), (after, "done")]
+
+
+def test_an_exchange_whose_end_finds_the_disk_full_can_be_ended_later(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"prompt_tokens": 1, "completion_tokens": 1, "ttft_ms": None, "duration_ms": None}
+    new = Interaction("i_1", "c", 1.0, "cli", "m", 1, [{"role": "user", "content": "Tell me a story."}])
+
+    def finish(conn: sqlite3.Connection) -> None:
+        interactions.finish(conn, "i_1", "once upon a time " * 10_000, "done", "stop", **numbers)
+
     with Store.open(tmp_path / "profile.db") as store:
-        assert count(store) - len(acknowledged) in (0, 1)  # one may be stored but not yet told
+        store.write(lambda conn: interactions.begin(conn, new)).result()
+        store.write(lambda conn: conn.execute("PRAGMA max_page_count = 1").close()).result()  # no page more than now
+        with pytest.raises(StoreError, match="the disk is full, so this was not stored; free some space"):
+            store.write(finish).result()
         with store.read() as conn:
-            assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-def test_the_oldest_profile_is_migrated_and_keeps_its_rows(tmp_path: Path) -> None:
-    path = tmp_path / "profile.db"
-    old = sqlite3.connect(path)
-    old.executescript(OLDEST)
-    old.close()
-    with Store.open(path) as store:
-        with store.read() as conn:
-            assert interactions.latest(conn).response == "Hello."
-        store.write(lambda conn: feedback.set_thumb(conn, "i_old", 1)).result()
-        store.write(lambda conn: registry.ensure_base(conn, "a" * 64)).result()
-
-
-# A profile as step m004 left it: the base and one adapter on it, which serves. Never edit.
-BEFORE_HEALTH = (
-    OLDEST
-    + """
-CREATE TABLE feedback (
-    interaction TEXT NOT NULL REFERENCES interactions (id) ON DELETE CASCADE,
-    kind TEXT NOT NULL,
-    value INTEGER,
-    text TEXT,
-    source TEXT NOT NULL,
-    at REAL NOT NULL,
-    PRIMARY KEY (interaction, kind)
-) STRICT;
-CREATE TABLE generations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    parent INTEGER REFERENCES generations (id),
-    kind TEXT NOT NULL,
-    state TEXT NOT NULL,
-    base_sha256 TEXT NOT NULL,
-    file_sha256 TEXT,
-    adapter_file TEXT,
-    model_file TEXT,
-    created_at REAL NOT NULL,
-    activated_at REAL,
-    example_ids TEXT NOT NULL,
-    data_hash TEXT NOT NULL,
-    config TEXT NOT NULL,
-    scores TEXT NOT NULL,
-    reason TEXT NOT NULL
-) STRICT;
-CREATE INDEX generations_of_base ON generations (base_sha256, id);
-CREATE UNIQUE INDEX one_base ON generations (base_sha256) WHERE kind = 'base';
-CREATE UNIQUE INDEX one_active ON generations (base_sha256) WHERE state = 'active';
-CREATE TABLE activations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    base_sha256 TEXT NOT NULL,
-    generation INTEGER NOT NULL REFERENCES generations (id),
-    previous INTEGER REFERENCES generations (id),
-    at REAL NOT NULL
-) STRICT;
-CREATE INDEX activations_of_generation ON activations (generation, id);
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,
-    state TEXT NOT NULL,
-    started_at REAL NOT NULL,
-    ended_at REAL,
-    parent_generation INTEGER REFERENCES generations (id),
-    generation INTEGER REFERENCES generations (id),
-    reason TEXT NOT NULL,
-    numbers TEXT NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX one_running ON runs (state) WHERE state = 'running';
-ALTER TABLE interactions ADD COLUMN kind TEXT NOT NULL DEFAULT 'chat';
-INSERT INTO generations VALUES (1, NULL, 'base', 'retired', 'aa', NULL, NULL, NULL, 1.0, 2.0, '[]', '', '{}', '{}', '');
-INSERT INTO generations VALUES (2, 1, 'live', 'active', 'aa', 'ff', 'adapter.gguf', NULL, 3.0, 4.0, '["i_old"]', 'dd',
-    '{"rank":8}', '{"held_out":2.5}', 'better');
-INSERT INTO activations VALUES (1, 'aa', 1, NULL, 2.0), (2, 'aa', 2, 1, 4.0);
-INSERT INTO _sqlite_migrations VALUES
-    (2, 'edgepd_profiles', 'm002_feedback', '2026-01-01 00:00:00+00:00'),
-    (3, 'edgepd_profiles', 'm003_registry', '2026-01-01 00:00:00+00:00'),
-    (4, 'edgepd_profiles', 'm004_kind', '2026-01-01 00:00:00+00:00');
-"""
-)
-
-
-def test_a_profile_without_boots_and_pins_is_migrated_and_keeps_its_generations(tmp_path: Path) -> None:
-    path = tmp_path / "profile.db"
-    old = sqlite3.connect(path)
-    old.executescript(BEFORE_HEALTH)
-    old.close()
-    with Store.open(path) as store:
-        with store.read() as conn:
-            base, live = registry.listing(conn, "aa")
-        assert (base.confirmed_at, base.pending) == (1.0, False)
-        assert live == registry.Generation(
-            2, 1, "live", "active", "aa", "ff", "adapter.gguf", None, 3.0, 4.0, ["i_old"], "dd",
-            {"rank": 8}, {"held_out": 2.5}, "better", pinned=False, confirmed_at=None, healthy=0, strikes=0,
-        )  # fmt: skip
-        assert live.pending
-
-        def die_twice(conn: sqlite3.Connection) -> health.Fallback | None:
-            health.loading(conn, health.booted(conn, "aa", 2))
-            health.at_boot(conn, "aa")
-            health.loading(conn, health.booted(conn, "aa", 2))
-            return health.at_boot(conn, "aa")
-
-        fallback = store.write(die_twice).result()
-        assert fallback is not None
-        assert (fallback.from_id, fallback.to_id) == (2, 1)
-    Store.open(tmp_path / "new.db").close()
-    assert schema(path) == schema(tmp_path / "new.db")
-
-
-def schema(path: Path) -> list[tuple[str, str]]:
-    conn = sqlite3.connect(path)
-    rows = conn.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").fetchall()
-    conn.close()
-    return [(name, "".join(sql.replace('"', "").split())) for name, sql in rows]
-
-
-def test_a_migrated_profile_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
-    old = sqlite3.connect(tmp_path / "old.db")
-    old.executescript(OLDEST)
-    old.close()
-    Store.open(tmp_path / "old.db").close()
-    Store.open(tmp_path / "new.db").close()
-    assert schema(tmp_path / "old.db") == schema(tmp_path / "new.db")
-
-
-def test_opening_again_applies_nothing_twice(tmp_path: Path) -> None:
-    for _ in range(2):
-        with Store.open(tmp_path / "profile.db") as store, store.read() as conn:
-            names = [name for (name,) in conn.execute("SELECT name FROM _sqlite_migrations ORDER BY id")]
-            assert names == ["m001_interactions", "m002_feedback", "m003_registry", "m004_kind", "m005_health"]
-
-
-def test_a_migration_that_fails_leaves_the_profile_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "profile.db"
-    Store.open(path).close()
-    before = schema(path)
-
-    def m099_half(db: Database) -> None:
-        db.execute("CREATE TABLE half (n INTEGER)")
-        raise KeyError("power cut")
-
-    monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, m099_half))
-    with pytest.raises(KeyError, match="power cut"):
-        Store.open(path)
-    assert schema(path) == before
-
-
-def test_a_profile_of_a_newer_edgepd_is_refused_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "profile.db"
-    with Store.open(path) as store:
-        store.write(
-            lambda conn: conn.execute(
-                "INSERT INTO _sqlite_migrations (migration_set, name) VALUES ('edgepd_profiles', 'm099_later')"
-            ).close()
-        ).result()
-    before = path.read_bytes()
-    with pytest.raises(StoreError, match="newer edgepd .schema step m099_later.*upgrade edgepd"):
-        Store.open(path)
-    assert path.read_bytes() == before
+            assert interactions.get(conn, "i_1").state == "streaming"
+        check_is_whole = store.write(lambda conn: conn.execute("PRAGMA quick_check").fetchall()).result()
+        assert check_is_whole == [("ok",)]
+        store.write(lambda conn: conn.execute("PRAGMA max_page_count = 100000").close()).result()
+        store.write(finish).result()
+        check(store)
 
 
 def test_a_file_that_is_no_database_is_refused_unchanged(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -31,10 +32,14 @@ IDLE_SECONDS = 30.0  # after which the context is freed
 
 @dataclass(eq=False)
 class EmbedJob:
-    """Inputs to embed together. The future gets one vector of shape (n_embd,) for each."""
+    """Inputs to embed together. The future gets one vector of shape (n_embd,) for each.
+
+    `observe` is given the hidden states, shape (tokens, n_embd), of each input that fits into one batch, in order.
+    """
 
     inputs: list[list[int]]
     future: Future[list[Vector]]
+    observe: Callable[[Vector], None] | None = None
     vectors: list[Vector] = field(default_factory=list)
 
 
@@ -147,7 +152,10 @@ class Embedder:
         if decoded:
             states = np.stack([context.embedding(i) for i in range(len(entries))])
             ends = np.cumsum([len(tokens) for tokens in packed])[:-1]
-            job.vectors += [_unit(part.sum(axis=0, dtype=np.float64)) for part in np.split(states, ends)]
+            for part in np.split(states, ends):
+                job.vectors.append(_unit(part.sum(axis=0, dtype=np.float64)))
+                if job.observe is not None:
+                    job.observe(part)
         for sequence in range(len(packed)):
             context.forget(sequence)
 

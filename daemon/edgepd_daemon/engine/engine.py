@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ class Engine:
         self.max_queue = max_queue
         self._counters = Counters()
         self._hosts = Hosts(sizes, self._counters, make_template)
-        nothing = SavedStates(Path(), 0, sizes, "")
+        nothing = SavedStates(Path(os.devnull), 0, sizes, "")  # a place where no file can be
         self._loop = EngineLoop(self._hosts, saved or nothing, self._counters, keep_alive, self._left_queue)
         self._queued = 0  # requests submitted and not yet admitted; guarded by _lock
         self._lock = threading.Lock()
@@ -168,6 +169,13 @@ class Engine:
 
         self._call(expire)
 
+    def forget_conversations(self) -> int:
+        """Drop every conversation from memory and from disk; return how many were on disk.
+
+        One that is being answered goes on, but is not saved. Raises OSError if a file cannot be removed.
+        """
+        return self._call(self._loop.forget_conversations)
+
     def set_threads(self, threads: int) -> None:
         """Use `threads` from the next step on, also for models that are loaded later."""
 
@@ -227,12 +235,17 @@ class Engine:
             return host.facts
 
     def embed(
-        self, version: Version, inputs: list[list[int]], keep_alive: float | None = None
+        self,
+        version: Version,
+        inputs: list[list[int]],
+        keep_alive: float | None = None,
+        observe: Callable[[npt.NDArray[np.float32]], None] | None = None,
     ) -> Future[list[npt.NDArray[np.float32]]]:
         """Return a future of one vector, shape (n_embd,), of length 1, for each tokenised input.
 
-        Embeddings take turns with answers and with each other, batch by batch. `keep_alive` as in `prepare`. Raises
-        ContextOverflowError, or RequestError for tokens that the model does not have.
+        Embeddings take turns with answers and with each other, batch by batch. `keep_alive` as in `prepare`; `observe`
+        gets the hidden states of inputs that fit into one batch. Raises ContextOverflowError, or RequestError for
+        tokens that the model does not have.
         """
         self._check_tokens(version, max(max(tokens) for tokens in inputs), min(min(tokens) for tokens in inputs))
         longest = max(len(tokens) for tokens in inputs)
@@ -247,7 +260,7 @@ class Engine:
             if host is None:
                 future.set_exception(BusyError("the model was unloaded just now; try again"))
             else:
-                host.embed(inputs, future, keep_alive)
+                host.embed(inputs, future, keep_alive, observe)
 
         self._post(push)
         return future

@@ -303,11 +303,32 @@ class ModelHost:
             if self.context.restore(slot.index, state):
                 slot.version, slot.tokens, slot.used_at = version, tokens, time.monotonic()
 
-    def embed(self, inputs: list[list[int]], future: Future[list[Vector]], keep_alive: float | None) -> None:
+    def keep_private(self, request: Request) -> None:
+        """Do not save the conversation of a request that is being answered."""
+        for slot in self.slots:
+            if slot.answer is not None and slot.answer.request is request:
+                slot.private = True
+
+    def forget_conversations(self) -> None:
+        """Drop every conversation from the KV cache; one that is being answered goes on, but is not saved."""
+        for slot in self.slots:
+            if slot.answer is not None:
+                slot.private = True
+            elif slot.tokens:
+                self.context.forget(slot.index)
+                slot.tokens, slot.version = [], None
+
+    def embed(
+        self,
+        inputs: list[list[int]],
+        future: Future[list[Vector]],
+        keep_alive: float | None,
+        observe: Callable[[Vector], None] | None = None,
+    ) -> None:
         """Queue inputs to embed."""
         self.used_at = time.monotonic()
         self.keep_alive = keep_alive
-        self.embedder.push(EmbedJob(inputs, future))
+        self.embedder.push(EmbedJob(inputs, future, observe))
 
     def set_threads(self, threads: int) -> None:
         """Use `threads` from the next step on."""

@@ -60,6 +60,7 @@ class EngineLoop:
         self._saved = saved
         self._counters = counters
         self._turn = 0
+        self._forgot_at = -math.inf  # when conversations were forgotten last, in monotonic seconds
         self._turned_at = time.monotonic()
         self._asleep = True
 
@@ -122,6 +123,8 @@ class EngineLoop:
                 continue
             try:
                 host.admit(chosen.request, chosen.submitted)
+                if chosen.submitted <= self._forgot_at:
+                    host.keep_private(chosen.request)
             except BaseException:
                 chosen.request.emit(Failed(ModelError("the engine failed; see the daemon's log")))
                 raise
@@ -175,6 +178,13 @@ class EngineLoop:
         load_adapter(host, version)
         self.hosts.add(host)
         host.restore_states(self._saved, version)
+
+    def forget_conversations(self) -> int:
+        """Drop what is in the KV caches and what was saved of them; return how many saved ones there were."""
+        self._forgot_at = time.monotonic()  # who waits now may bring it again, and is not saved either
+        for host in self.hosts.all():
+            host.forget_conversations()
+        return self._saved.clear()
 
     def expires_in(self, host: ModelHost, now: float) -> float | None:
         """Return in how many seconds a model is to be unloaded, None if never. Any thread."""

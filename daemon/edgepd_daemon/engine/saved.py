@@ -78,6 +78,13 @@ class SavedStates:
             if read is not None:
                 yield read
 
+    def clear(self) -> int:
+        """Remove every saved conversation; return how many there were. Raises OSError if one cannot be removed."""
+        found = [*self._files("*" + SUFFIX), *self._files(".*.tmp")]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
     def _keep_budget(self) -> None:
         for torn in self._files(".*.tmp"):
             torn.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ class ChatMessage(BaseModel):
 
 
 class Body(BaseModel):
-    """What chat and generate have in common; `store`, `app` and `conversation` are edgepd's own."""
+    """What chat and generate have in common; `store`, `personal`, `app` and `conversation` are edgepd's own."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     model: Label = "default"
@@ -72,6 +72,7 @@ class Body(BaseModel):
     truncate: bool | None = None
     shift: bool | None = None
     store: bool | None = None
+    personal: bool | None = None
     app: Label = ""
     conversation: Label | None = None
 
@@ -108,6 +109,7 @@ class Body(BaseModel):
             "overflow": "error" if strict else "shift",
             "keep_alive": self.keep_alive_seconds(),
             "store": self.store is not False,
+            "personal": self.personal is not False,
             "app": self.app,
             "conversation": self.conversation,
             "client": client,

@@ -22,8 +22,9 @@ from edgepd.errors import EdgepdError, NotFoundError
 from edgepd_daemon.api import streams
 from edgepd_daemon.api.disconnect import cancel_on_disconnect
 from edgepd_daemon.ask import Ask
+from edgepd_daemon.choices import Choice, End, Piece
 from edgepd_daemon.engine.types import ScoredToken, Timings, TokenScore
-from edgepd_daemon.exchange import Choice, End, Exchange, Piece
+from edgepd_daemon.exchange import Exchange
 from edgepd_daemon.services import Services
 from edgepd_daemon.tools.types import ToolCall
 

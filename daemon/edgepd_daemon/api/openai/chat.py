@@ -21,7 +21,7 @@ from edgepd_daemon.api.openai.formats import grammar_of
 from edgepd_daemon.api.openai.messages import ChatMessage, template_messages
 from edgepd_daemon.api.openai.tools import ChatTools, Choice, of_chat
 from edgepd_daemon.ask import Ask
-from edgepd_daemon.exchange import Choice as Answer
+from edgepd_daemon.choices import Choice as Answer
 from edgepd_daemon.exchange import Exchange
 from edgepd_daemon.services import Services
 

@@ -14,7 +14,8 @@ from edgepd.errors import EdgepdError
 from edgepd_daemon.api import streams
 from edgepd_daemon.api.errors import error_body
 from edgepd_daemon.api.openai import report, sse
-from edgepd_daemon.exchange import End, Exchange, Piece
+from edgepd_daemon.choices import End, Piece
+from edgepd_daemon.exchange import Exchange
 
 TAIL = ',"logprobs":null,"finish_reason":null}]}\n\n'
 

@@ -26,8 +26,9 @@ from edgepd_daemon.api.openai.fields import Generating, StreamOptions, check_cou
 from edgepd_daemon.api.openai.formats import grammar_of
 from edgepd_daemon.api.openai.merge import Event, merged
 from edgepd_daemon.ask import Ask
+from edgepd_daemon.choices import Choice, Piece
 from edgepd_daemon.engine.types import ScoredToken
-from edgepd_daemon.exchange import Choice, Exchange, Piece
+from edgepd_daemon.exchange import Exchange
 from edgepd_daemon.services import Services
 
 router = APIRouter()

@@ -96,6 +96,7 @@ class Generating(Body):
     grammar: str | None = Field(None, description="what the answer may consist of, in llama.cpp's GBNF")
     ignore_eos: bool = False
     store: bool | None = Field(None, description="whether the profile keeps the exchange; by default it does")
+    personal: bool = Field(True, description="whether what the profile knows may be put before the question")
     cache_prompt: bool = Field(True, description="whether the KV cache of an earlier prompt may be reused")
     conversation: Name = Field(None, description="any name for what belongs together")
     app: Annotated[str, Field(max_length=200, description="who is asking, for the profile")] = ""
@@ -138,6 +139,7 @@ class Generating(Body):
             "overflow": self.context_overflow,
             "keep_alive": parse_keep_alive(self.keep_alive),
             "store": self.store is not False,
+            "personal": self.personal,
             "conversation": self.conversation,
             "app": self.app,
             "client": client_of(request),

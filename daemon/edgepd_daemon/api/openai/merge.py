@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from edgepd_daemon.exchange import End, Piece
+from edgepd_daemon.choices import End, Piece
 
 Event = Piece | End
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from edgepd_daemon.choices import Choice
 from edgepd_daemon.engine.types import ScoredToken, TokenScore
-from edgepd_daemon.exchange import Choice, Exchange
+from edgepd_daemon.exchange import Exchange
 from edgepd_daemon.tools.types import ToolCall
 
 
@@ -45,7 +46,7 @@ def additions(exchange: Exchange, choice: Choice) -> dict[str, Any]:
             "decode_ms": round(timings.decode_ms, 3),
             "tokens_per_second": round(timings.decode_tokens_per_second, 2),
         }
-    return {"logged": choice.logged, "timings": shown, "warnings": exchange.warnings}
+    return {"logged": choice.logged, "timings": shown, "warnings": exchange.warnings, "personal": exchange.personal}
 
 
 def own_additions(exchange: Exchange, choice: Choice) -> dict[str, Any]:

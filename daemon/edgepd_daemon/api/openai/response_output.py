@@ -16,8 +16,9 @@ from edgepd.errors import EdgepdError
 from edgepd_daemon.api import streams
 from edgepd_daemon.api.openai import report
 from edgepd_daemon.api.openai.response_input import ID_PREFIX
+from edgepd_daemon.choices import End, Piece
 from edgepd_daemon.engine.types import ScoredToken
-from edgepd_daemon.exchange import End, Exchange, Piece
+from edgepd_daemon.exchange import Exchange
 from edgepd_daemon.tools.types import ToolCall
 
 COMPLETED = ("stop", "tool_calls")
