@@ -29,8 +29,9 @@ demo: $(READY)  ## show the whole loop on a real model: chat, correct, train, pr
 run: $(READY)  ## run the daemon in the foreground
 	@$(BIN)/edgepd daemon run
 
+# Two processes with a thread each: in the tiny models of most tests a second thread only waits for the first.
 test: check $(DEFAULT_MODEL)  ## check, then run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## format, lint, types, imports, generated documentation
 	$(BIN)/ruff format --check .

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
 from edgepd.llama import Context, Entry, Model
-from edgepd.llama.memory import BLOCK, SMALLEST, anonymous_mappings, release_zero_pages
+from edgepd.llama.memory import BLOCK, NATIVE, SMALLEST, Native, anonymous_mappings, fresh, release_zero_pages
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc here")
 
@@ -33,6 +34,46 @@ def test_what_was_there_before_is_left_alone() -> None:
     with mmap.mmap(-1, 2 * SMALLEST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
         area[:] = bytes(2 * SMALLEST)
         assert release_zero_pages(anonymous_mappings()) == 0
+
+
+def test_nothing_is_given_back_while_another_thread_may_write_or_free_it() -> None:
+    before = anonymous_mappings()
+    with mmap.mmap(-1, 2 * SMALLEST, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area[:] = bytes(2 * SMALLEST)
+        with NATIVE.work():
+            assert release_zero_pages(before) == 0
+        assert release_zero_pages(before) > 0
+
+
+def test_work_waits_for_who_is_alone_and_not_for_longer() -> None:
+    native, begun = Native(), threading.Event()
+
+    def work() -> None:
+        with native.work():
+            begun.set()
+
+    with native.alone(0.0) as undisturbed:
+        assert undisturbed
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert not begun.wait(0.05)
+    assert begun.wait(10)
+    worker.join()
+    with native.work(), native.alone(0.01) as undisturbed:
+        assert not undisturbed
+
+
+def test_only_new_addresses_count_where_the_kernel_has_joined_neighbours() -> None:
+    size = SMALLEST
+    before = {(4 * size, 6 * size), (9 * size, 10 * size)}
+    assert fresh(before, before) == []
+    assert fresh({(2 * size, 6 * size)}, before) == [(2 * size, 4 * size)]
+    assert fresh({(2 * size, 12 * size)}, before) == [
+        (2 * size, 4 * size),
+        (6 * size, 9 * size),
+        (10 * size, 12 * size),
+    ]
+    assert fresh({(3 * size + 1, 6 * size)}, before) == []  # what is new is too small
 
 
 @pytest.mark.real_model

@@ -199,14 +199,16 @@ class Generations(Known):
         loaded by the next one. Returns what `write` does, and raises what it raises; then nothing has changed.
         """
         with self._switching:
+            before = self.active().id
             self._kept = None  # whoever asks now has to wait for this lock
             result = self._store.write(write).result()
             active = self.active()
-            if active.id != self.current.generation:
+            if active.id != before:
                 self._current = self.version(active)
+                self._engine.keep(self._current)  # and let go of what was taken out
                 self._run.switched()
                 self.problem = None
-                log.info("generation %d is active", active.id)
+                log.info("generation %d is active, before it was %d", active.id, before)
         return result
 
     def discard_files(self, generation_id: int) -> None:

@@ -90,6 +90,8 @@ class Housekeeper:
         await self._embedding.make_missing()
 
     async def _select(self) -> None:
+        if self._engine.status().state == "unloaded":
+            return  # selecting loads numpy, and a daemon whom nobody asks anything does without
         select = self._settings().select
         for pool in ("examples", "questions"):
             await asyncio.to_thread(keep_examples, self._store, select, pool)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepd.errors import AdapterError, ModelError
-from edgepd.llama.memory import anonymous_mappings, release_zero_pages
+from edgepd.llama.memory import NATIVE, anonymous_mappings, release_zero_pages
 from edgepd.llama.model import LoraAdapter, Model
 
 KV_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
@@ -62,7 +62,8 @@ class Context:
         self.model = model
         self.batch_tokens = int(params.n_batch)
         before = anonymous_mappings()
-        self._pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+        with NATIVE.work():
+            self._pointer = llama_cpp.llama_init_from_model(model.pointer, params)
         if not self._pointer:
             raise ModelError(
                 f"llama.cpp cannot create a context of {sequences} x {context_tokens} tokens for {model.path.name}"
@@ -140,7 +141,8 @@ class Context:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
             batch.logits[i] = wants_output
-        status = llama_cpp.llama_decode(self._pointer, batch)
+        with NATIVE.work():
+            status = llama_cpp.llama_decode(self._pointer, batch)
         if status == ABORTED:
             return False
         if status != 0:
@@ -197,7 +199,8 @@ class Context:
     def restore(self, sequence: int, state: bytes) -> bool:
         """Fill a sequence with what `state` returned for an equal model and context; False if it does not fit."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        read = llama_cpp.llama_state_seq_set_data(self._pointer, buffer, len(state), sequence)
+        with NATIVE.work():
+            read = llama_cpp.llama_state_seq_set_data(self._pointer, buffer, len(state), sequence)
         if read != len(state):
             self.forget(sequence)
         return bool(read == len(state))
@@ -211,7 +214,8 @@ class Context:
         if self._pointer:
             self.set_adapter(None)
             llama_cpp.llama_batch_free(self._batch)
-            llama_cpp.llama_free(self._pointer)
+            with NATIVE.work():
+                llama_cpp.llama_free(self._pointer)
             self._pointer = None
 
     def __enter__(self) -> Self:

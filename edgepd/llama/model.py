@@ -13,6 +13,7 @@ from typing import Any, Self
 import llama_cpp
 
 from edgepd.errors import AdapterError, ModelError, RequestError
+from edgepd.llama.memory import NATIVE
 
 # llama.cpp reports through this logger of llama-cpp-python, which prints every level unless told otherwise.
 _UPSTREAM_LOGGER = "llama-cpp-python"
@@ -51,7 +52,8 @@ class Model:
         if progress is not None:
             params.progress_callback = _progress_callback(progress)
         self.path = path
-        self._pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        with NATIVE.work():
+            self._pointer = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._pointer:
             raise ModelError(f"llama.cpp cannot load {path}; it is broken or of an unsupported architecture")
         self._vocab = llama_cpp.llama_model_get_vocab(self._pointer)
@@ -168,7 +170,8 @@ class Model:
     def close(self) -> None:
         """Free the model. Contexts and adapters of it must be closed before."""
         if self._pointer:
-            llama_cpp.llama_model_free(self._pointer)
+            with NATIVE.work():
+                llama_cpp.llama_model_free(self._pointer)
             self._pointer = None
 
     def __enter__(self) -> Self:
@@ -187,7 +190,8 @@ class LoraAdapter:
         """Load `path`. Raises AdapterError if llama.cpp refuses it."""
         self.path = path
         self.contexts = 0  # contexts that have this adapter set
-        self._pointer = llama_cpp.llama_adapter_lora_init(model.pointer, str(path).encode())
+        with NATIVE.work():
+            self._pointer = llama_cpp.llama_adapter_lora_init(model.pointer, str(path).encode())
         # A failure is a falsy pointer object, not None; using it would crash the process.
         if not bool(self._pointer):
             raise AdapterError(f"llama.cpp refuses the adapter {path}; it does not fit {model.path.name}")
@@ -202,7 +206,8 @@ class LoraAdapter:
         if self.contexts:
             raise RuntimeError(f"adapter {self.path} is still set on {self.contexts} context(s)")
         if self._pointer:
-            llama_cpp.llama_adapter_lora_free(self._pointer)
+            with NATIVE.work():
+                llama_cpp.llama_adapter_lora_free(self._pointer)
             self._pointer = None
 
 

@@ -10,6 +10,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -132,6 +133,19 @@ def test_no_step_loads_a_model() -> None:
         assert (made.count("embeddings"), made.count("similar_pairs")) == (0, 0)
         with served.store.read() as conn:
             assert bins.ids(conn, "examples") == {"a"}  # recency needs no vectors
+
+
+def test_a_daemon_that_has_no_model_in_memory_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with house() as served:
+        made = House(served)
+        made.put("a", "When do otters sleep?", edit="At night.")
+        status = served.engine.status()
+        monkeypatch.setattr(served.engine, "status", lambda: replace(status, state="unloaded"))
+        made.once()
+        assert made.count("bins") == 0  # it would have loaded numpy for it
+        monkeypatch.undo()
+        made.once()
+        assert made.count("bins") == 1
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is full"), ValueError("a mistake of ours")])
