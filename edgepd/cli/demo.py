@@ -298,4 +298,6 @@ class Demo:
 
 def _request(question: str, model: str, max_tokens: int) -> Json:
     messages = [{"role": "user", "content": question}]
-    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, "app": "demo"}
+    # What the weights have learned is shown, so nothing of the profile is put into the prompt.
+    own = {"app": "demo", "personal": False}
+    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **own}

@@ -20,7 +20,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from edgepd import secrets
@@ -118,11 +118,14 @@ class RecallIndex:
     ) -> list[Example]:
         """Return at most `k` accepted exchanges to show the model before this question, the best by BM25 first.
 
+        Where fewer share a word with it, the newest ones follow: they show the manner all the same, as what the gate
+        measures does, which counts the little words too.
         Left out are: those with an id in `without`; answers to the same question (retrieval.same_question), which it
         would copy; near-duplicates of one that is shown; what is longer than MAX_SHOT characters or has a secret.
         """
         found: list[Example] = []
-        for row, _ in self._pool(conn, viewer, answers=True).answers(conn, query):
+        pool = self._pool(conn, viewer, answers=True)
+        for row in chain((row for row, _ in pool.answers(conn, query)), pool.newest(conn)):
             if len(found) >= k:
                 break
             example = Example(
@@ -133,7 +136,8 @@ class RecallIndex:
                 row["wanted"],
                 weight=1.0,
             )
-            if example.id not in without and _may_be_shown(example, query, found):
+            taken = [*without, *(other.id for other in found)]
+            if example.id not in taken and _may_be_shown(example, query, found):
                 found.append(example)
         return found
 
@@ -253,6 +257,11 @@ class _Pool:
         for key, score in places:
             for row in fetch(conn, _ACCEPTED, (key,)):
                 yield row, score
+
+    def newest(self, conn: sqlite3.Connection) -> Iterator[dict[str, Any]]:
+        """Yield the TRIES exchanges that were accepted last, the newest first."""
+        for seq in sorted(self._answers, key=lambda seq: self._answers[seq], reverse=True)[:TRIES]:
+            yield from fetch(conn, _ACCEPTED, (seq,))
 
     def _sees(self, app: str) -> bool:
         return self.seen is None or app in self.seen

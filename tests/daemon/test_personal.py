@@ -127,13 +127,16 @@ def test_accepted_answers_are_shown_if_that_is_wanted() -> None:
         accept(served, "soup", "How do I cook tomato soup?", "Roast the tomatoes first.")
         accept(served, "bike", "How do I mend a tyre?", "Take the wheel off.")
         answer = ask(served, PUMPKIN)
-        assert answer["personal"] == NOTHING | {"shots": ["soup"]}
+        assert answer["personal"] == NOTHING | {"shots": ["soup", "bike"]}  # what is about it comes first
         assert shown(served) == [
             *user("How do I cook tomato soup?"),
             {"role": "assistant", "content": "Roast the tomatoes first."},
+            *user("How do I mend a tyre?"),
+            {"role": "assistant", "content": "Take the wheel off."},
             *user(PUMPKIN),
         ]
-        assert ask(served, "How do I cook tomato soup?")["personal"] == {}  # its own answer would be copied
+        asked_again = ask(served, "How do I cook tomato soup?")["personal"]
+        assert asked_again == NOTHING | {"shots": ["bike"]}  # its own answer would be copied
 
 
 def test_by_default_they_are_not_shown_until_that_was_measured_to_help(served: Scripted) -> None:

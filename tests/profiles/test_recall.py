@@ -138,6 +138,17 @@ def test_shots_are_whole_wanted_exchanges(
     assert index.shots(conn, "How strong is black tea?", 2, without={"a"}) == []
 
 
+def test_where_too_few_are_about_it_the_newest_are_shown(
+    conn: sqlite3.Connection, accept: Callable[..., None], index: RecallIndex
+) -> None:
+    accept("tea", "How hot is green tea?", "Eighty degrees.", at=1.0)
+    accept("bike", "How do I mend a tyre?", "Take the wheel off.", at=2.0)
+    accept("otter", "When do otters sleep?", "At night.", at=3.0)
+    assert [e.id for e in index.shots(conn, "How strong is black tea?", 2)] == ["tea", "otter"]
+    assert [e.id for e in index.shots(conn, "How strong is black tea?", 9)] == ["tea", "otter", "bike"]
+    assert [e.id for e in index.shots(conn, "Who wrote Faust?", 1, without={"otter"})] == ["bike"]
+
+
 def test_what_is_never_shown_to_the_model(
     conn: sqlite3.Connection, accept: Callable[..., None], index: RecallIndex
 ) -> None:
