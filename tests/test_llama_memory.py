@@ -81,6 +81,7 @@ def test_a_context_costs_what_its_conversations_use(model_path: Path) -> None:
     process = psutil.Process()
     with Model(model_path) as model:
         before = process.memory_info().rss
+        assert not NATIVE.busy, "an engine of another test is still at work"
         with Context(model, context_tokens=2048, sequences=4, threads=1) as context:
             # 22.5 KiB for each of 8192 tokens would be 184 MB.
             assert process.memory_info().rss - before < 60e6

@@ -36,6 +36,11 @@ class Native:
         self._working = 0
         self._wanted_alone = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether llama.cpp is at work on some thread."""
+        return self._working > 0
+
     @contextmanager
     def work(self) -> Iterator[None]:
         """Count as work; wait shortly if somebody wants to be alone."""
