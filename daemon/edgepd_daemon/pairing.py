@@ -64,7 +64,7 @@ class Pairing:
         with self._store.read() as conn:
             have = similar_pairs.of(conn, [e.id for e in found])
         counts = {e.id: sum(pair.interaction == e.id for pair in have) for e in found}
-        return [e for e in found if e.id in counts and counts[e.id] < wanted and e.id not in self._failed]
+        return [e for e in found if counts[e.id] < wanted and e.id not in self._failed]
 
     async def _make(self, example: Example) -> bool:
         """Ask for one pair; return whether it was kept."""

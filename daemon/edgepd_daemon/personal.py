@@ -71,6 +71,7 @@ class Personaliser:
         self._settings = settings
         self._index = RecallIndex()
         self._lock = threading.Lock()  # the index is one thread's at a time; guards _known too
+        self._renewed = 0  # how often what is told had to be read anew
         self._known: dict[tuple[str, ProfileSettings, bool], tuple[float, str | None]] = {}
 
     def of(self, version: Version, ask: Ask) -> Personal:
@@ -122,6 +123,7 @@ class Personaliser:
     def renew(self) -> None:
         """Read what is told of the profile anew, because it was changed by hand."""
         with self._lock:
+            self._renewed += 1
             self._known.clear()
 
     def proven(self) -> Proven:
@@ -133,13 +135,14 @@ class Personaliser:
         """Return what is told of the profile; it is read anew every TOLD_SECONDS."""
         key, now = (app, wanted, proven.profile), time.monotonic()
         with self._lock:
-            known = self._known.get(key)
+            known, renewed = self._known.get(key), self._renewed
         if known is None or now - known[0] > TOLD_SECONDS:
             known = (now, self.prompt(app, wanted, proven))
             with self._lock:
                 if len(self._known) >= MOST_KNOWN:
                     self._known.clear()
-                self._known[key] = known
+                if renewed == self._renewed:  # else it may tell what was forgotten meanwhile
+                    self._known[key] = known
         return known[1]
 
     def _facts(self, asked: Sequence[str], app: str) -> tuple[list[Fact], list[Fact]]:

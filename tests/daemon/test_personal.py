@@ -359,3 +359,19 @@ def test_with_an_adapter_its_own_measurement_counts() -> None:
     assert proven(hurts, [*others, hurts]).retrieval is False
     unknown = generation(5, "live", "active")
     assert proven(unknown, [*others, unknown]) == Proven(False, False, "it has not been measured with generation 5")
+
+
+def test_what_was_read_before_something_was_forgotten_is_not_told_after_it(
+    served: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personaliser = served.services.personaliser
+    said = iter(["Mention Atlantis.", "Be brief."])
+
+    def read(*_: object) -> str:
+        personaliser.forget()  # just after it was read
+        return next(said)
+
+    monkeypatch.setattr(personaliser, "prompt", read)
+    assert ask(served, "Hello")["personal"]["profile"]  # the one that is on its way
+    ask(served, "Hello")
+    assert "Atlantis" not in str(shown(served))
