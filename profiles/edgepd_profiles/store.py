@@ -44,6 +44,7 @@ MAX_IDLE_READERS = 8
 # waits for it, and at the latest when there are this many. SQLite itself would do it within a commit.
 UNCHECKED = 500
 MAX_UNCHECKED = 2000
+LARGE_WAL = 64 * 2**20  # bytes, beyond which it does not grow without being moved: a few transactions may write as much
 
 
 class Store:
@@ -153,7 +154,7 @@ class Store:
             raise StoreError(f"{self.path}: the profile is closed because edgepd is stopping; start it again")
 
     def _run_jobs(self) -> None:
-        unchecked = 0  # transactions since the last checkpoint
+        unchecked, size = 0, LARGE_WAL  # transactions since the last checkpoint, and bytes of the WAL then
         while (item := self._jobs.get()) is not None:
             work, future = item
             if not future.set_running_or_notify_cancel():
@@ -166,9 +167,16 @@ class Store:
                 future.set_result(result)
             del item, work, future  # or the last job's text would stay in memory until the next one
             unchecked += 1
-            if unchecked >= MAX_UNCHECKED or (unchecked >= UNCHECKED and self._jobs.empty()):
+            many = unchecked >= (UNCHECKED if self._jobs.empty() else MAX_UNCHECKED)
+            if many or self._wal_bytes() > size:
                 self._checkpoint()
-                unchecked = 0
+                unchecked, size = 0, max(LARGE_WAL, self._wal_bytes())
+
+    def _wal_bytes(self) -> int:
+        try:
+            return beside(self.path, "-wal").stat().st_size
+        except OSError:  # there is none just now
+            return 0
 
     def _checkpoint(self) -> None:
         """Move what is in the WAL into the file, as far as no reader needs it there."""

@@ -380,3 +380,17 @@ def test_deleted_text_is_overwritten(tmp_path: Path) -> None:
     with Store.open(path) as store:
         store.write(lambda conn: conn.execute("DELETE FROM notes").close()).result()
     assert b"canary-4711" not in path.read_bytes()
+
+
+def test_the_wal_does_not_grow_without_bound_by_large_transactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepd_profiles.store.LARGE_WAL", 200_000)
+    sizes = []
+    with Store.open(tmp_path / "p.db") as store:
+        store.write(lambda conn: conn.execute("CREATE TABLE notes (n INTEGER, text TEXT)").close()).result()
+        for n in range(30):
+            store.write(insert(n, "x" * 100_000)).result()
+            store.write(insert(n)).result()  # the checkpoint comes after the answer, so before the end of the next job
+            sizes.append((tmp_path / "p.db-wal").stat().st_size)
+    assert max(sizes) < 900_000, sizes  # 30 texts would be 3 MB
