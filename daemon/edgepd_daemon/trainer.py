@@ -26,8 +26,9 @@ from edgepd.errors import ConflictError, EdgepdError, TrainingError
 from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.training_child import WORKER, end, events, how_it_ended, kill, spawn
-from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, taught_to, with_similar_pairs
+from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, with_similar_pairs
 from edgepd_profiles import registry, runs
+from edgepd_profiles.lineage import taught_to
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.rows import canonical_json, finite
 from edgepd_profiles.runs import Run

@@ -24,7 +24,6 @@ from edgepd_daemon.generations import Generations
 from edgepd_profiles import examples as example_rows
 from edgepd_profiles import near_duplicates, profile_text, retrieval, similar_pairs
 from edgepd_profiles.examples import Example
-from edgepd_profiles.lineage import taught_to as taught_to  # the rule is that of forgetting as well
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
 

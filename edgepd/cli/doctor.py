@@ -63,13 +63,13 @@ def _undisturbed(where: Paths) -> Iterator[bool]:
         yield False
         return
     with ExitStack() as stack:
-        locked = False
         try:
             stack.enter_context(hold_lock(where.lock))
+            locked = False
         except ConflictError:
             locked = True
         except StoreError:
-            pass  # the directory is read-only, so no daemon can start either; the checks tell
+            locked = False  # the directory is read-only, so no daemon can start either; the checks tell
         yield locked
 
 

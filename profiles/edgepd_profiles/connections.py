@@ -15,6 +15,7 @@ from pathlib import Path
 from edgepd.errors import StoreError
 
 BUSY_TIMEOUT_S = 5.0
+LARGE_WAL = 64 * 2**20  # bytes, beyond which it does not grow without being moved: a few transactions may write as much
 
 # By primary SQLite result code; anything else is a programming error and keeps its own class.
 PROBLEMS = {
@@ -114,7 +115,7 @@ def _configure(conn: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path}: this file system does not support SQLite's WAL; put the profile on a local disk")
     conn.execute("PRAGMA synchronous = FULL")
     conn.execute("PRAGMA wal_autocheckpoint = 0")  # the store does it between transactions
-    conn.execute(f"PRAGMA journal_size_limit = {64 * 2**20}")  # what a large transaction needed is given back
+    conn.execute(f"PRAGMA journal_size_limit = {LARGE_WAL}")  # what a large transaction needed is given back
     conn.execute("PRAGMA secure_delete = ON")
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute("PRAGMA temp_store = MEMORY")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgepd.errors import StoreError
 from edgepd_profiles import migrations
-from edgepd_profiles.connections import beside, explain
+from edgepd_profiles.connections import beside, explained_errors
 
 
 @contextmanager
@@ -37,14 +37,10 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 def explained(path: Path) -> Iterator[None]:
     """Raise what the system or SQLite cannot do with a file as StoreError; errors of the program stay what they are."""
     try:
-        yield
+        with explained_errors(path):
+            yield
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}; check the folder, its rights and its free space") from error
-    except sqlite3.Error as error:
-        problem = explain(error, path)
-        if problem is None:
-            raise
-        raise problem from error
 
 
 def check(path: Path) -> None:

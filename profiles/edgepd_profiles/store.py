@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from edgepd.errors import StoreError
 from edgepd_profiles import migrations, scrubbing
 from edgepd_profiles.connections import (
+    LARGE_WAL,
     beside,
     connect,
     connect_reader,
@@ -44,7 +45,6 @@ MAX_IDLE_READERS = 8
 # waits for it, and at the latest when there are this many. SQLite itself would do it within a commit.
 UNCHECKED = 500
 MAX_UNCHECKED = 2000
-LARGE_WAL = 64 * 2**20  # bytes, beyond which it does not grow without being moved: a few transactions may write as much
 
 
 class Store:

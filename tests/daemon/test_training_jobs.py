@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from edgepd.adapt.job import Job, JobExample
 from edgepd.errors import TrainingError
 from edgepd.settings import Gate, Select, Serve, Settings, Train
-from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, fresh_and_replay, make_job, taught_to
+from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, fresh_and_replay, make_job
 from edgepd_profiles import feedback, interactions
 from edgepd_profiles.examples import Example, data_hash
 from edgepd_profiles.interactions import Interaction
+from edgepd_profiles.lineage import taught_to
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
 
