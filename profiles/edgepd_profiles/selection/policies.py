@@ -18,6 +18,8 @@ import numpy as np
 from edgepd_profiles.selection.candidates import NEED_VECTORS, POLICIES, Candidate, Chosen, Offer, Vector
 from edgepd_profiles.selection.scores import dissimilarities
 
+# Distances this near to each other are taken as equal: how a sum of float32 is rounded depends on the order of the bins.
+ROUNDING = 1e-6
 NEW_TOPIC = 80  # percent of the bins that are less different than one that is called a new topic
 
 # What each of these policies keeps the highest of; the last two keys make the order complete.
@@ -136,11 +138,12 @@ class Buffer:
         own = 1.0 - self._likeness(newcomer)
         entropy = np.array([item.entropy for item in self.items])
         score = np.array([item.domain_score for item in self.items])
-        beaten = (entropy < newcomer.entropy) & (score < newcomer.domain_score) & (kept < own)
+        less_different = kept < own - ROUNDING
+        beaten = (entropy < newcomer.entropy) & (score < newcomer.domain_score) & less_different
         places = [n for n in self._places() if beaten[n]]
         if not places:
             return None, ""
-        below = int(100 * float((kept < own).mean()))
+        below = int(100 * float(less_different.mean()))
         what = "new topic ({domain}): further" if below >= NEW_TOPIC else "stands out in {domain}: further"
         reason = f"{what} from what is kept of its kind than {below} % of it, richer, and more about your topics"
         return places[int(rng.integers(len(places)))], reason
@@ -153,12 +156,16 @@ class Buffer:
         return float((self._vectors[same] @ newcomer.vector).mean())
 
     def _crowded(self, newcomer: Candidate) -> int | None:
-        """Return the place of the older of the two bins that are closest, if the newcomer is farther from all."""
+        """Return the place of the oldest of the bins that are closest to another, if the newcomer is farther from all.
+
+        Several pairs may be equally close; the oldest of all of these goes.
+        """
         nearest = self._distances_to_nearest()
-        one = int(np.argmin(nearest))
-        if not float(self._distances(newcomer).min()) > float(nearest[one]):
+        closest = float(nearest.min())
+        if not float(self._distances(newcomer).min()) > closest + ROUNDING:
             return None
-        return min(one, int(self._neighbour[one]), key=lambda n: (self.items[n].at, self.items[n].id))
+        tied = np.flatnonzero(nearest <= closest + ROUNDING).tolist()
+        return min(tied, key=lambda n: (self.items[n].at, self.items[n].id))
 
     def _distances_to_nearest(self) -> Vector:
         if self._nearest is None:
