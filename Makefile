@@ -18,7 +18,7 @@ DEFAULT_MODEL := $(EDGEPD_MODELS_DIR)/smollm2-135m-instruct-q4_1.json
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_% benchmarks/study.py,$(wildcard benchmarks/*.py)))
 PEFT := build/peft-venv
 
-.PHONY: help demo run test check format docs bench clean
+.PHONY: help demo run test check format docs bench soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,6 +57,9 @@ bench: $(BENCHMARKS)  ## run all benchmarks
 
 bench-%: $(READY) $(DEFAULT_MODEL) .venv/.bench-ready  ## run benchmarks/%.py, with ARGS='...' if it takes any
 	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+soak:  ## crashes, full disks, training and users all at once, and what was lost: MINUTES=10 SEED=1
+	@$(MAKE) --no-print-directory bench-soak ARGS='--minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)'
 
 bench-training: $(PEFT)/.ready
 bench-study: export GOMP_SPINCOUNT = 10000  # as the daemon's trainer has it

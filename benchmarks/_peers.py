@@ -41,9 +41,14 @@ class Peer:
         self._process.stdin.flush()
         return self._line()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def rss_mb(self) -> float:
         """Resident memory in MB."""
-        return float(psutil.Process(self._process.pid).memory_info().rss / 1e6)
+        return float(psutil.Process(self.pid).memory_info().rss / 1e6)
 
     def _line(self) -> dict[str, Any]:
         if self._process.stdout is None:

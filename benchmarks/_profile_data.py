@@ -125,7 +125,10 @@ def fill(path: Path, count: int, seed: int) -> float:
             rows = list(texts.rows(sessions, written + 1, begin + written * SPACING_S))
             conn.execute("BEGIN")
             conn.executemany(_COLUMNS, rows)
-            conn.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?, 'user', ?)", texts.feedback(rows))
+            conn.executemany(
+                "INSERT INTO feedback (interaction, kind, value, text, source, at) VALUES (?, ?, ?, ?, 'user', ?)",
+                texts.feedback(rows),
+            )
             conn.execute("COMMIT")
             written += len(rows)
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")

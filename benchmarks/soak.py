@@ -1,169 +1,158 @@
-"""`make bench-soak`: fifty clients at once for five minutes, many of which hang up in the middle.
+"""`make soak MINUTES=10 SEED=1`: a daemon lives through everything at once, and a ledger says what it has lost.
 
-Every client has a secret word in its conversation. What must hold: the daemon lives; no answer contains another
-client's secret; every answer that a client was given an id for is in the profile, with at least the text that the
-client has seen; the queue's refusals are the only errors. Other generations become active all the while.
+Users chat, correct, praise and hang up; runs train, generations are swapped, exchanges are forgotten; the daemon and
+its trainer are killed at random moments, the disk is full or slow. What must hold: nothing that was acknowledged is
+lost, no store is corrupt, every answer comes from a generation that served when it was asked for, and equals what
+that generation has always answered; what was forgotten is in no file; and the daemon serves again within seconds.
+The seed decides what is done and when; what comes of it depends on the machine too. QUICK=1: two minutes.
 """
 
 from __future__ import annotations
 
-import json
-import random
-import socket
-import threading
+import argparse
+import math
+import statistics
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
-from _edgepd import BAKED, BASE, LIVE, Daemon
-from _http import Connect, call
-from _report import MODEL, Report, quick
+from _report import Report, quick
+from _soak_daemon import Lost, Mortal, Resident
+from _soak_faults import DISK_MB, FSYNC_US, Disk, can_slow_down, go_inside
+from _soak_ledger import nearest_rank
+from _soak_scenes import Soak
 
-CLIENTS = 50
-
-
-@dataclass
-class Ledger:
-    """What the clients have seen."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    seen: dict[str, str] = field(default_factory=dict)  # interaction -> text
-    refused: int = 0
-    hung_up: int = 0
-    finished: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, **counts: int) -> None:
-        """Count something."""
-        with self.lock:
-            for name, count in counts.items():
-                setattr(self, name, getattr(self, name) + count)
+SERVE_AGAIN_S = 3.0
+GROWTH_PERCENT = 10.0
+YOUNG_S = (8.0, 25.0)  # ages of a daemon that are compared, from one incarnation to another
+SETTLED_S = 30.0  # after which a daemon has had what it needs
+SETTINGS: dict[str, object] = {
+    "serve.slots": 4,
+    "serve.context_tokens": 1024,
+    "serve.threads": 1,  # the same answers every time: no other number of threads may round differently
+    "serve.adapt_threads": False,
+    "serve.keep_alive": "-1",
+    "serve.saved_state_mb": 32,
+    "profile.prompt": "off",
+    "profile.retrieval": "off",
+    "profile.facts": False,
+    "keep.retired": 3,
+    "train.fast_seconds": 4,
+    "train.epochs": 2,
+    "train.memory_mb": 700,
+    "train.replay_examples": 4,
+    "gate.max_kl": 1.0,  # that generations come into being is wanted here, not that they are good
+    "gate.max_perplexity_rise": 1.0,
+    "gate.max_verifiable_drop": 1.0,
+    "budget.ac_only": False,
+    "budget.min_battery_percent": 0,
+    "budget.idle_minutes": 0,
+    "budget.max_other_cpu_percent": 100,
+    "budget.min_free_disk_mb": 0,
+    "budget.min_available_mb": 0,
+}
 
 
 def main() -> None:
-    """Run, compare, report."""
-    seconds = 30 if quick() else 300
-    report = Report("soak", {"clients": CLIENTS, "seconds": seconds})
-    with Daemon(MODEL) as daemon:
-        ledger = Ledger()
-        deadline = time.monotonic() + seconds
-        secrets = [f"canary{random.Random(n).randrange(10**9)}" for n in range(CLIENTS)]  # noqa: S311 - not a secret
-        clients = [
-            threading.Thread(target=client, args=(daemon.connect, n, secrets, ledger, deadline)) for n in range(CLIENTS)
-        ]
-        for thread in clients:
-            thread.start()
-        swaps = 0
-        while time.monotonic() < deadline:
-            daemon.activate((LIVE, BASE, BAKED, BASE)[swaps % 4])
-            swaps += 1
-            time.sleep(2)
-        for thread in clients:
-            thread.join()
-        idle = wait_until_idle(daemon)
-        missing = compare(daemon, ledger)
-        alive = daemon.process.poll() is None
-    counts = {"finished": ledger.finished, "hung up": ledger.hung_up, "refused with 503": ledger.refused}
-    counts |= {"acknowledged": len(ledger.seen), "swaps": swaps}
-    report.rows = [{"what": name, "count": count} for name, count in counts.items()]
-    for failure in ledger.failures[:10] + missing[:10]:
-        print(failure)
-    report.at_least("daemon alive and idle afterwards", float(alive and idle), 1, "")
-    report.at_most("secrets in the wrong answer, or other failures", len(ledger.failures), 0, "")
-    report.at_most("acknowledged answers not in the profile as seen", len(missing), 0, "")
-    report.at_least("answers finished", ledger.finished, 1, "")
+    """Live for so many minutes, then count."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=2.0 if quick() else 10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scenes", default="", help="only these, by their names, with commas between them")
+    given = parser.parse_args()
+    go_inside()
+    disk = Disk()
+    slow = can_slow_down()
+    config = {"minutes": given.minutes, "seed": given.seed, "settings": SETTINGS}
+    config["disk_mb"] = DISK_MB if disk.limited else f"the disk was never full: {disk.why_not}"
+    config["fsync_us"] = FSYNC_US if slow else "the disk was never slow: strace is not there, or may not trace"
+    for sentence in (config["disk_mb"], config["fsync_us"]):
+        if isinstance(sentence, str):
+            print(sentence)
+    report = Report("soak", config)
+    try:
+        with Mortal(SETTINGS, disk.folder) as daemon:
+            soak = Soak(daemon, disk, given.seed, slow=slow)
+            live(soak, given.minutes, given.scenes.split(",") if given.scenes else [])
+            summarise(report, soak, daemon.memory)
+    finally:
+        disk.close()
     report.finish()
 
 
-def client(connect: Connect, number: int, secrets: list[str], ledger: Ledger, deadline: float) -> None:
-    """Ask again and again; hang up at random moments."""
-    chooser = random.Random(number)  # noqa: S311 - not a secret
-    messages: list[dict[str, str]] = []
-    while time.monotonic() < deadline:
-        if len(messages) > 6:
-            messages = []
-        messages.append({"role": "user", "content": f"My word is {secrets[number]}. Say it, then tell me a story."})
-        body = {"messages": messages, "max_tokens": chooser.randrange(1, 40), "stream": True, "app": f"app{number % 7}"}
-        patience = chooser.choice([0.0, 0.05, 0.3, 2.0, 1e9, 1e9])
-        try:
-            text, complete = one(connect, body, patience, ledger)
-        except (OSError, ValueError) as error:
-            with ledger.lock:
-                ledger.failures.append(f"client {number}: {error!r}")
-            return
-        wrong = [s for s in secrets if s != secrets[number] and s in text]
-        if wrong:
-            with ledger.lock:
-                ledger.failures.append(f"client {number} was told the secret of another: {text!r}")
-        if complete and text.strip():
-            messages.append({"role": "assistant", "content": text})
-        else:
-            messages.pop()
-            time.sleep(chooser.random() * 0.2)
-
-
-def one(connect: Connect, body: dict[str, Any], patience: float, ledger: Ledger) -> tuple[str, bool]:
-    """Ask once; return the text and whether it came to its end."""
-    text, row = "", None
-    with connect() as connection:
-        data = json.dumps(body).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-        deadline = time.monotonic() + patience
-        with connection.makefile("rb") as file:
+def live(soak: Soak, minutes: float, only: Sequence[str]) -> None:
+    """Play scenes until the time is over; the last one is played to its end."""
+    began = time.monotonic()
+    soak.daemon.watch_memory()
+    soak.begin()
+    while True:
+        round_of_scenes = [scene for scene in soak.scenes() if not only or scene.__name__ in only]
+        if not round_of_scenes:
+            raise SystemExit(f"there are no such scenes here: {', '.join(only)}")
+        soak.chooser.shuffle(round_of_scenes)
+        for scene in round_of_scenes:
+            if time.monotonic() - began > minutes * 60:
+                soak.end()
+                return
+            print(f"{time.monotonic() - began:6.1f} s  {scene.__name__}", flush=True)
             try:
-                while True:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise TimeoutError
-                    connection.settimeout(min(left, 600))
-                    line = file.readline()
-                    if line.startswith(b"HTTP/1.1 503"):
-                        ledger.add(refused=1)
-                        time.sleep(0.5)
-                        return "", False
-                    if line.startswith(b"HTTP/1.1") and b" 200 " not in line:
-                        raise ValueError(f"{line!r} {file.read(500)!r}")
-                    if not line or line.startswith(b"data: [DONE]"):
-                        break
-                    if line.startswith(b"data: "):
-                        event = json.loads(line[6:])
-                        if "error" in event:
-                            raise ValueError(str(event["error"]))
-                        row = event.get("interaction_id") or row
-                        text += event["choices"][0]["delta"].get("content") or ""
-                        if row:
-                            ledger.seen[row] = text
-            except TimeoutError:
-                ledger.add(hung_up=1)
-                connection.shutdown(socket.SHUT_RDWR)
-                return text, False
-    ledger.add(finished=1)
-    return text, True
+                scene()
+            except (Lost, RuntimeError) as error:
+                soak.ledger.fail(f"{scene.__name__}: {error}")
+                if soak.daemon.ended():
+                    soak.start()
 
 
-def wait_until_idle(daemon: Daemon) -> bool:
-    """Wait for the answers of those who have gone to be cancelled."""
-    for _ in range(50):
-        engine = call(daemon.connect, "/edgepd/v1/status", method="GET")["engine"]
-        if engine["active"] == 0 and engine["queued"] == 0:
-            return True
-        time.sleep(0.2)
-    return False
+def summarise(report: Report, soak: Soak, memory: Sequence[Resident]) -> None:
+    """Turn what was counted into a table and goals."""
+    counts = dict(soak.ledger.counts)
+    acknowledged = sum(1 for answer in soak.ledger.answers.values() if answer.acknowledged)
+    counts |= {"answers acknowledged": acknowledged, "feedback acknowledged": len(soak.ledger.feedback)}
+    report.rows = [{"what": what, "value": counts[what]} for what in sorted(counts)]
+    for name, values in (("healthy", soak.healthy_s), ("first token", soak.serving_s)) if soak.serving_s else ():
+        for label, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
+            figure = nearest_rank(values, share)
+            report.rows.append({"what": f"from start to {name}, {label} (s)", "value": round(figure, 3)})
+    apart = 100 * soak.told_apart()
+    report.rows.append({"what": "probes that two generations answer differently (%)", "value": round(apart, 1)})
+    young = growth_when_young(memory)
+    old = growth_with_age(memory)
+    old_what = f"RSS growth of the oldest daemon after {SETTLED_S:.0f} s (%)"
+    for what, value in (("RSS growth from early to late daemons of the same age (%)", young), (old_what, old)):
+        report.rows.append({"what": what, "value": round(value, 2) if math.isfinite(value) else "-"})
+    lost = soak.lost
+    report.at_most("acknowledged interactions lost", len(lost["answers"]), 0, "")
+    report.at_most("acknowledged feedback lost", len(lost["feedback"]), 0, "")
+    report.at_most("corrupt stores", len(lost["corrupt"]), 0, "")
+    report.at_most("wrong-generation answers", len(lost["wrong"]), 0, "")
+    report.at_most("forgotten texts found", len(lost["forgotten"]), 0, "")
+    report.at_most("other failures", len(soak.ledger.failures), 0, "")
+    if soak.serving_s:
+        report.at_most("start to first token, p95", nearest_rank(soak.serving_s, 0.95), SERVE_AGAIN_S, "s")
+    if math.isfinite(young):
+        report.at_most("RSS growth at the same age", young, GROWTH_PERCENT, "%")
+    report.config["what went wrong"] = soak.ledger.failures + [s for found in lost.values() for s in found]
 
 
-def compare(daemon: Daemon, ledger: Ledger) -> list[str]:
-    """Return what the profile does not have as a client has seen it."""
-    missing = []
-    for row, text in ledger.seen.items():
-        try:
-            stored = call(daemon.connect, f"/edgepd/v1/interactions/{row}", method="GET")
-        except RuntimeError as error:
-            missing.append(f"{row}: {error}")
-            continue
-        if not stored["response"].startswith(text) or stored["state"] == "streaming":
-            missing.append(f"{row}: {stored['state']}, stored {stored['response']!r}, seen {text!r}")
-    return missing
+def growth_when_young(memory: Sequence[Resident]) -> float:
+    """Return by how many percent the daemons of the last third need more than those of the first, when young."""
+    by_daemon: dict[int, list[float]] = {}
+    for sample in memory:
+        if YOUNG_S[0] <= sample.age_s <= YOUNG_S[1]:
+            by_daemon.setdefault(sample.incarnation, []).append(sample.rss_mb)
+    typical = [statistics.median(values) for _, values in sorted(by_daemon.items())]
+    third = max(1, len(typical) // 3)
+    if len(typical) < 2:
+        return float("nan")
+    return 100 * (statistics.median(typical[-third:]) / statistics.median(typical[:third]) - 1)
+
+
+def growth_with_age(memory: Sequence[Resident]) -> float:
+    """Return by how many percent the daemon that lived longest grew after its first SETTLED_S seconds."""
+    oldest = max(memory, key=lambda sample: sample.age_s, default=None)
+    if oldest is None:
+        return float("nan")
+    its = [s.rss_mb for s in memory if s.incarnation == oldest.incarnation and s.age_s >= SETTLED_S]
+    return 100 * (its[-1] / its[0] - 1) if len(its) > 1 else float("nan")
 
 
 if __name__ == "__main__":

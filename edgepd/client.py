@@ -1,9 +1,9 @@
 """Talk to the daemon: a synchronous client of its HTTP API over the Unix socket.
 
 The idea: one method per route, JSON objects in and out as the API documents them; the routes about the user are in
-profile_client.py and privacy_client.py, which this joins. The invariant: whatever goes wrong leaves this module as an
-EdgepdError, and an error that the daemon explains keeps its class (and with it its exit code), found by the `code` in
-the answer.
+profile_client.py and privacy_client.py, those about the budget in budget_client.py, which this joins. The invariant:
+whatever goes wrong leaves this module as an EdgepdError, and an error that the daemon explains keeps its class (and
+with it its exit code), found by the `code` in the answer.
 What this does not do: start the daemon, repeat a failed request, or interpret what an answer says.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from edgepd.budget_client import BudgetCalls
 from edgepd.client_calls import Json as Json
 from edgepd.client_errors import encoded, error_in, explained, parsed, segment
 from edgepd.errors import BusyError, DaemonNotRunningError, EdgepdError
@@ -33,7 +34,7 @@ GENERATIONS = "/edgepd/v1/generations"
 NOT_SERVING = ("failed", "draining")  # what /healthz says when nothing more will be answered
 
 
-class Client(ProfileCalls, PrivacyCalls):
+class Client(ProfileCalls, PrivacyCalls, BudgetCalls):
     """A connection to the daemon that listens on `socket_path`. Use it as a context manager, or call `close()`.
 
     `timeout` is in seconds and bounds the wait for most answers. Chat completions, plans, and what copies, compares or
@@ -75,11 +76,15 @@ class Client(ProfileCalls, PrivacyCalls):
         return parsed(response.text, "answer")
 
     def status(self) -> Json:
-        """Return what the daemon is doing: model, generation, engine, profile, training, memory, problems."""
+        """Return what the daemon is doing: model, generation, engine, profile, training, budget, memory, problems."""
         return self._call("GET", "/edgepd/v1/status")
 
     def activity(self) -> Json:
-        """Return what is going on right now: {"model", "generation", "engine", "training", "problems"}."""
+        """Return what is going on right now.
+
+        That is {"model", "generation", "engine", "training", "curve", "budget", "generations", "feedback", "memory",
+        "problems"}, where "curve" has pairs of step and loss of the run that goes on.
+        """
         return self._call("GET", "/edgepd/v1/activity")
 
     def reload(self) -> Json:
@@ -252,7 +257,7 @@ class Client(ProfileCalls, PrivacyCalls):
             raise BusyError(f"too many clients wait for the daemon on {self.socket}; try again") from error
         except (OSError, httpx.ConnectError) as error:
             raise DaemonNotRunningError(
-                f"no daemon answers on {self.socket}; start one with: edgepd daemon run"
+                f"no daemon answers on {self.socket}; start one with: edgepd service start, or edgepd daemon run"
             ) from error
         except httpx.TimeoutException as error:
             raise BusyError(f"the daemon on {self.socket} did not answer in time; try again") from error

@@ -1,7 +1,7 @@
 """What the parts of the client stand on: how one request is sent, and what an answer is.
 
-The idea: routes are grouped into mixins (profile_client.py, privacy_client.py), which client.py joins into the one
-class `Client`; they know of the connection only what is declared here.
+The idea: routes are grouped into mixins (profile_client.py and others), which client.py joins into the one class
+`Client`; they know of the connection only what is declared here.
 What this does not do: send anything; client.py does.
 """
 

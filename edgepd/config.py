@@ -2,8 +2,8 @@
 
 The idea: each field of the frozen section classes in settings.py is one setting. TOML keys (`serve.threads`),
 environment variables (`EDGEPD_SERVE_THREADS`), `--set serve.threads=2` and docs/config.md are derived from the fields.
-Order of precedence: command line, environment, config.toml, default. The invariant: a value that leaves this
-module has the declared type and lies in the declared range, and its origin is known.
+Order of precedence: command line, environment, config.toml, the preset in `budget.preset`, default. The invariant: a
+value that leaves this module has the declared type and lies in the declared range, and its origin is known.
 What this does not do: watch the file, or apply changes to a running daemon.
 """
 
@@ -21,8 +21,9 @@ from typing import Any
 import platformdirs
 
 from edgepd.errors import ConfigError
-from edgepd.settings import Settings
+from edgepd.settings import PRESETS, Settings
 
+PRESET_KEY = "budget.preset"
 SOCKET_PATH_LIMIT = 107  # sun_path in sockaddr_un holds 108 bytes with the terminating NUL
 
 
@@ -73,7 +74,7 @@ def load(
     for an unknown key, the nearest known one.
     """
     known = declarations()
-    values: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     by_env = {d.env: key for key, d in known.items()}
     environment = os.environ if env is None else env
@@ -86,11 +87,23 @@ def load(
         for key, raw in layer.items():
             if key not in known:
                 raise ConfigError(f"{origin}: unknown setting '{key}'{_did_you_mean(key, known)}")
-            section, name = key.split(".")
-            values.setdefault(section, {})[name] = _convert(known[key], raw, origin)
+            values[key] = _convert(known[key], raw, origin)
             origins[key] = origin
-    sections = {name: dataclasses.replace(getattr(Settings(), name), **fields) for name, fields in values.items()}
-    return Settings(**sections, origins=origins)
+    preset = values.get(PRESET_KEY, known[PRESET_KEY].default)
+    for key, value in PRESETS[preset].items():
+        if key not in values:
+            values[key], origins[key] = value, f"preset {preset}"
+    return _settings(values, origins)
+
+
+def _settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    """Put values by dotted key into their sections, over the defaults."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    made = {name: dataclasses.replace(getattr(Settings(), name), **fields) for name, fields in sections.items()}
+    return Settings(**made, origins=origins)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -53,6 +53,14 @@ if not text.strip():
 print("answer:", text.strip()[:200])
 PYTHON
 
+# The templates of the units are in the wheel, and are filled in with this Python.
+"$bin/edgepd" service install --print >"$EDGEPD_HOME/units"
+grep -q "^ExecStart=$bin/python.* -P -m edgepd_daemon$" "$EDGEPD_HOME/units" || {
+    echo "the units do not start $bin/python:" >&2
+    cat "$EDGEPD_HOME/units" >&2
+    exit 1
+}
+
 kill -TERM "$daemon"
 code=0
 wait "$daemon" || code=$?

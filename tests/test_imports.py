@@ -33,9 +33,10 @@ ARROWS: dict[str, set[str]] = {
     "edgepd.client_calls": {"edgepd.errors", "edgepd.client_errors"},
     "edgepd.profile_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
     "edgepd.privacy_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
+    "edgepd.budget_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
     "edgepd.client": {
         *("edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.client_errors", "edgepd.client_calls"),
-        *("edgepd.profile_client", "edgepd.privacy_client"),
+        *("edgepd.profile_client", "edgepd.privacy_client", "edgepd.budget_client"),
     },
     "edgepd_quant": {"edgepd.errors", "edgepd.atomic"},
     "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.secrets", "edgepd.settings"},
@@ -55,7 +56,8 @@ ARROWS["edgepd.adapt"] = SHARED
 ARROWS["edgepd.intent"] = SHARED
 ARROWS["edgepd_daemon"] = set(ARROWS) | {"edgepd.adapt", "edgepd.intent"}
 ARROWS["edgepd.cli"] = {
-    *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.client", "edgepd.models", "edgepd.template"),
+    *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.atomic", "edgepd.client"),
+    *("edgepd.models", "edgepd.template"),
     *("edgepd_quant", "edgepd_profiles", "edgepd_daemon"),
 }
 ARROWS["edgepd.__main__"] = {"edgepd.cli"}

@@ -1,10 +1,10 @@
 """What the daemon does with the profile while nobody asks anything.
 
 The idea: one pass a minute, if the engine is idle: fold new exchanges into the profile, embed and select examples, make
-similar pairs if that is wanted, let old exchanges go, back the profile up when it is time, and start the training that
-forgetting has made necessary. Invariants: every step is bounded, so that a pass never delays a question for long; one
-that fails is logged and does not keep the others from running; none loads a model.
-What this does not do: decide when to learn from new feedback, or observe the machine.
+similar pairs if that is wanted, let old exchanges go, and back the profile up when it is time. Invariants: every step
+is bounded, so that a pass never delays a question for long; one that fails is logged and does not keep the others from
+running; none loads a model.
+What this does not do: train, or decide when to (see supervisor.py).
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from edgepd.adapt.job import JobKind
-from edgepd.errors import ConflictError, EdgepdError, TrainingError
+from edgepd.errors import EdgepdError
 from edgepd.settings import Settings
 from edgepd_daemon.embedding import Embedding
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.pairing import Pairing
-from edgepd_daemon.trainer import Trainer
 from edgepd_daemon.training_jobs import keep_examples
-from edgepd_profiles import backup, expiry, forgetting, profile
+from edgepd_profiles import backup, expiry, profile, rescue
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,7 +29,6 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 60.0
 FOLDED = 50  # exchanges that one transaction folds into the profile, in about 20 ms
 EXPIRED = 50  # exchanges that one transaction lets go
-DAY = 86_400.0
 
 
 class Housekeeper:
@@ -41,16 +38,19 @@ class Housekeeper:
         self,
         store: Store,
         engine: Engine,
-        trainer: Trainer,
         embedding: Embedding,
         pairing: Pairing,
         backups: Path,
         settings: Callable[[], Settings],
+        finish_left: Callable[[], Awaitable[None]],
     ) -> None:
-        """`backups` is their directory; `settings` returns those in effect."""
+        """`backups` is their directory; `settings` returns those in effect.
+
+        `finish_left` stores the ends of answers that could not be stored before.
+        """
+        self._finish_left = finish_left
         self._store = store
         self._engine = engine
-        self._trainer = trainer
         self._embedding = embedding
         self._pairing = pairing
         self._backups = backups
@@ -66,13 +66,13 @@ class Housekeeper:
     async def once(self) -> None:
         """Make one pass."""
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
+            self._finish,
             self._fold,
             self._embed,
             self._select,
             self._pair,
             self._expire,
             self._back_up,
-            self._retrain,
         )
         for step in steps:
             try:
@@ -81,6 +81,9 @@ class Housekeeper:
                 log.warning("housekeeping: %s: %s", step.__name__.strip("_"), error)
             except Exception:  # noqa: BLE001 - the edge of the task: one mistake must not end all housekeeping
                 log.exception("housekeeping: %s", step.__name__.strip("_"))
+
+    async def _finish(self) -> None:
+        await self._finish_left()
 
     async def _fold(self) -> None:
         half_life = self._settings().profile.half_life_days
@@ -107,25 +110,9 @@ class Housekeeper:
 
     async def _back_up(self) -> None:
         keep = self._settings().keep
-        newest = max((b.at for b in await asyncio.to_thread(backup.listing, self._backups)), default=0.0)
-        if keep.backup_days and time.time() - newest >= keep.backup_days * DAY:
+        made = await asyncio.to_thread(backup.listing, self._backups)
+        if rescue.backup_due(made, keep.backup_days, time.time()):
             await asyncio.to_thread(backup.make, self._store, self._backups, keep.backups, time.time())
-
-    async def _retrain(self) -> None:
-        """Start what forgetting has made necessary; with too little left to learn from it is settled as well."""
-        with self._store.read() as conn:
-            wanted = forgetting.wanted(conn)
-        if not wanted or self._trainer.run is not None:
-            return
-        kind: JobKind = "baked" if wanted[0].kind == "baked" else "live"
-        try:
-            run = await self._trainer.start(kind)
-            log.info("training run %d replaces what was forgotten", run.id)
-        except ConflictError:
-            return
-        except TrainingError as error:
-            log.info("nothing replaces what was forgotten: %s", error)
-        await asyncio.wrap_future(self._store.write(lambda c: forgetting.settled(c, kind)))
 
     async def _write_all(self, job: Callable[[], int]) -> None:
         """Repeat a bounded job until there is nothing left, as long as nobody asks anything."""

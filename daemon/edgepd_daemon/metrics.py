@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, Timings
+from edgepd_daemon.scheduler.types import Action
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -40,6 +42,7 @@ class Snapshot:
     training: bool
     runs: Mapping[str, int] = field(default_factory=dict)  # number of training runs that ended in each state
     progress: Progress | None = None  # of the training run that is going on
+    budget: Mapping[str, Any] | None = None  # what the supervisor says of itself
 
 
 class Metrics:
@@ -114,6 +117,9 @@ class _Now(Collector):
         yield runs
         if snapshot.progress is not None:
             yield from _training(snapshot.progress)
+        yield from _paused(snapshot)
+        if snapshot.budget is not None:
+            yield from _budget(snapshot.budget)
         if snapshot.engine is not None:
             yield from _engine(snapshot.engine)
 
@@ -143,7 +149,6 @@ def _training(progress: Progress) -> Iterable[Metric]:
     for stage in dict.fromkeys((*STAGES, progress.stage)):
         stages.add_metric([stage], float(stage == progress.stage))
     yield stages
-    yield _gauge("training_paused", "Whether the training run waits.", progress.paused is not None)
     if progress.total:
         done = progress.done / progress.total
         yield _gauge("training_stage_ratio", "How much of the stage is done.", done)
@@ -157,6 +162,43 @@ def _training(progress: Progress) -> Iterable[Metric]:
     ):
         if value is not None:
             yield _gauge(name, documentation, value)
+
+
+def _budget(view: Mapping[str, Any]) -> Iterable[Metric]:
+    """Yield what training may take and takes. A sensor that is not there is left out."""
+    decision = view["decision"]
+    actions = GaugeMetricFamily("edgepd_scheduler_decision", "What is done about training now.", labels=["action"])
+    for action in Action:
+        actions.add_metric([str(action)], float(decision["action"] == action))
+    yield actions
+    held = GaugeMetricFamily("edgepd_scheduler_held", "Which constraint holds training now.", labels=["constraint"])
+    if decision["constraint"]:
+        held.add_metric([decision["constraint"]], 1.0)
+    yield held
+    if (pauses := view.get("pauses")) is not None:
+        yield _counter("trainer_pauses", "How often a trainer was paused.", pauses)
+    readings, today, trainer = view["readings"], view["today"], view["trainer"] or {}
+    for name, documentation, value, unit in (
+        ("budget_at_work_seconds_today", "Time that unasked training was at work today.", today["at_work_s"], 1),
+        ("budget_limit_seconds_today", "Time that it may be at work today.", today["limit_s"], 1),
+        ("trainer_cpu_ratio", "Share of all cores that the trainer uses.", trainer.get("cpu_percent"), 0.01),
+        ("trainer_resident_bytes", "Resident memory of the trainer.", trainer.get("rss_mb"), 2**20),
+        ("battery_ratio", "Charge of the battery.", readings["battery_percent"], 0.01),
+        ("on_ac", "Whether there is mains power.", readings["on_ac"], 1),
+        ("temperature_celsius", "Temperature of the hottest sensor.", readings["temperature_c"], 1),
+    ):
+        if value is not None:
+            yield _gauge(name, documentation, value * unit)
+
+
+def _paused(snapshot: Snapshot) -> Iterable[Metric]:
+    """Yield whether the run waits, which it says itself or is made to do from outside."""
+    trainer = (snapshot.budget or {}).get("trainer")
+    if snapshot.progress is None and trainer is None:
+        return
+    told = snapshot.progress is not None and snapshot.progress.paused is not None
+    stopped = trainer is not None and trainer["paused"] is not None
+    yield _gauge("training_paused", "Whether the training run waits.", told or stopped)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from edgepd.errors import EdgepdError, StoreError
+from edgepd.errors import ConflictError, EdgepdError, NotFoundError, StoreError
 from edgepd_profiles import implicit, interactions, suggestions
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.rows import last_user_text
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
+
+MAX_LEFT = 1000  # ends of answers that are remembered while the disk is full; the next start closes the others
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Recorder:
         self._store = store
         self.enabled = enabled
         self.problem: str | None = None
+        self._left: dict[str, Ending] = {}  # ends that could not be stored, by row
 
     async def begin(self, interaction: Interaction) -> str | None:
         """Store the row; return why that failed, None if it is on disk.
@@ -65,12 +68,33 @@ class Recorder:
         try:
             await _written(self._store.write(_finisher(row, ending)))
         except StoreError as error:
+            self._leave(row, ending)
             return self._failed(error)
         return None
 
     def finish_unattended(self, row: str, ending: Ending) -> None:
         """Store the end of an answer that nobody waits for any more."""
-        self._store.write(_finisher(row, ending)).add_done_callback(self._note)
+
+        def note(done: Future[None]) -> None:
+            if isinstance(done.exception(), StoreError):
+                self._leave(row, ending)
+            self._note(done)
+
+        self._store.write(_finisher(row, ending)).add_done_callback(note)
+
+    async def finish_left(self) -> None:
+        """Try once more to store the ends that could not be stored. Raises StoreError if that fails again."""
+        for row, ending in list(self._left.items()):
+            try:
+                await _written(self._store.write(_finisher(row, ending)))
+            except (ConflictError, NotFoundError) as error:  # ended or forgotten meanwhile
+                log.info("%s", error)
+            self._left.pop(row, None)
+            self.problem = None
+
+    def _leave(self, row: str, ending: Ending) -> None:
+        if len(self._left) < MAX_LEFT:
+            self._left[row] = ending
 
     def update(self, row: str, text: str, tokens: int) -> None:
         """Save the text so far, without waiting."""

@@ -16,13 +16,14 @@ from edgepd.errors import ConfigError, RequestError
 from edgepd.settings import Settings
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.cores import physical_cores
+from edgepd_daemon.scheduler.quiet_hours import QuietHours
 from edgepd_daemon.services import Services
 
 log = logging.getLogger(__name__)
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # All other settings shape what is built at start: the sockets, the context, the caches.
-CHANGEABLE_SECTIONS = ("train", "gate", "profile", "select", "keep", "log")
+CHANGEABLE_SECTIONS = ("train", "gate", "profile", "select", "budget", "keep", "log")
 CHANGEABLE = {
     "serve.threads",
     "serve.max_tokens",
@@ -44,8 +45,7 @@ class Reloaded:
 
 def reload(services: Services) -> Reloaded:
     """Apply what has changed in the settings. Raises ConfigError, with nothing changed. Blocks shortly."""
-    before, wanted = services.settings, services.load_settings()
-    keep_alive_seconds(wanted)
+    before, wanted = services.settings, checked(services.load_settings())
     changed = [key for key in declarations() if _value(before, key) != _value(wanted, key)]
     applied = [key for key in changed if changeable(key)]
     rest = [key for key in changed if not changeable(key)]
@@ -54,10 +54,18 @@ def reload(services: Services) -> Reloaded:
         _apply(services, settings, set(applied))
     services.settings = settings
     services.needs_restart = tuple(rest)
+    services.supervisor.settings_changed()
     log.info("settings read again; applied: %s", ", ".join(applied) or "nothing, because nothing has changed")
     if rest:
         log.warning("these settings take effect when the daemon is restarted: %s", ", ".join(rest))
     return Reloaded(applied, rest)
+
+
+def checked(settings: Settings) -> Settings:
+    """Return settings whose texts have a form of their own and can be read. Raises ConfigError."""
+    keep_alive_seconds(settings)
+    QuietHours.parse(settings.budget.quiet_hours)
+    return settings
 
 
 def changeable(key: str) -> bool:

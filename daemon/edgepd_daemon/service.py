@@ -3,8 +3,8 @@
 The idea: `run` reads as a list; each part is entered on an exit stack, so whatever happens every part that was
 started is stopped, the last one first. The model is not among the parts: it is loaded by the first request, or
 after the boot if serve.preload says so. The invariant: the socket exists only while requests can be answered.
-What this does not do: fork, write a pid file, or restart itself; a daemon whose engine has died ends with an error,
-so that the service manager starts another.
+What this does not do: fork, or restart itself; a daemon whose engine has died ends with `Restart`, and what comes of
+that is decided in restarting.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
+from pathlib import Path
 
 from edgepd.config import Paths
 from edgepd.errors import EdgepdError
@@ -35,18 +37,23 @@ from edgepd_daemon.exchange import Exchanges
 from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.housekeeping import Housekeeper
+from edgepd_daemon.learning import make_supervisor, start_trainer
 from edgepd_daemon.metrics import Metrics
+from edgepd_daemon.modelfile import ModelFile
 from edgepd_daemon.notify import Notifier
 from edgepd_daemon.pairing import Pairing
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.protocol import Config
+from edgepd_daemon.rebinding import serve_on
 from edgepd_daemon.recorder import Recorder
-from edgepd_daemon.reload import engine_threads, keep_alive_seconds, reload
+from edgepd_daemon.recovery import Recovery
+from edgepd_daemon.reload import checked, engine_threads, keep_alive_seconds, reload
 from edgepd_daemon.renderer import Renderer
+from edgepd_daemon.restarting import Restart, Restarts
 from edgepd_daemon.server import Server
 from edgepd_daemon.services import Services
-from edgepd_daemon.trainer import Trainer
-from edgepd_profiles import interactions, runs
+from edgepd_daemon.watching import SocketGuard, keep_token
+from edgepd_profiles import interactions, rescue, runs
 from edgepd_profiles.store import Store
 from edgepd_quant.header import opened_header
 
@@ -57,25 +64,30 @@ WATCH_SECONDS = 2.0  # how often the engine is looked after
 MAX_SIGNS_PER_WATCHDOG = 4  # signs of life in the time after which the service manager loses patience
 
 
-async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
-    """Serve until SIGTERM or SIGINT. Raises EdgepdError if a part cannot start, or the engine dies."""
+async def run(load_settings: Callable[[], Settings], paths: Paths, restarts: Restarts | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises EdgepdError if a part cannot start, Restart if a new process is needed.
+
+    Without `restarts` this process is never replaced.
+    """
     os.umask(0o077)
     notifier = Notifier.from_environment(os.environ)
-    settings = load_settings()
+    settings = checked(load_settings())
     async with AsyncExitStack() as stack:
         stack.enter_context(listener.hold_lock(paths.lock))
         base = await asyncio.to_thread(find_base, settings, paths)
-        store = stack.enter_context(Store.open(paths.profile))
+        opened = await asyncio.to_thread(rescue.open_profile, paths.profile)
+        store = stack.enter_context(opened.store)
         close_what_was_interrupted(store)
         # So early that whatever else ends before it: only then was the end a clean one.
         boot = stack.enter_context(Boot(store, base.sha256))
         renderer = stack.enter_context(closing(Renderer()))
-        engine = stack.enter_context(start_engine(settings, paths, renderer))
+        model = ModelFile(base, paths.data_dir / "model-checked.json")
+        engine = stack.enter_context(start_engine(settings, paths, renderer, model))
         generations = Generations(store, engine, base, paths.generations_dir, run=boot)
         generations.keep_retired = settings.keep.retired
         stack.callback(generations.close)
         await asyncio.to_thread(generations.boot)
-        trainer = await stack.enter_async_context(start_trainer(store, generations, settings, paths))
+        trainer = await stack.enter_async_context(start_trainer(store, engine, generations, settings, paths))
         recorder = Recorder(store, enabled=settings.log.interactions)
         metrics = Metrics()
         personaliser = Personaliser(store, engine, generations, lambda: services.settings)
@@ -92,16 +104,25 @@ async def run(load_settings: Callable[[], Settings], paths: Paths) -> None:
             exchanges=Exchanges(engine, generations, recorder, personaliser, metrics.exchange_ended),
             personaliser=personaliser,
             forgetter=forgetter,
+            supervisor=make_supervisor(store, engine, trainer, paths, lambda: services.settings),
             load_settings=load_settings,
             metrics=metrics,
             token=listener.token(paths.token) if settings.serve.tcp_port else None,
         )
-        sockets = stack.enter_context(listener.open_sockets(paths.socket, settings.serve.tcp_port, os.environ))
-        await serve(services, sockets, notifier)
+        recovery = Recovery(opened.store, engine, model, restarts or Restarts(managed=True), unchecked=opened.unchecked)
+        services.recovery = recovery
+        activated = os.environ.get("LISTEN_PID") == str(os.getpid())
+        sockets = stack.enter_context(
+            listener.open_sockets(paths.socket, settings.serve.tcp_port, os.environ, listener.fallback_of(paths))
+        )
+        listener.note_socket(paths.lock, Path(sockets[0].getsockname()))
+        await serve(services, sockets, notifier, recovery, activated=activated)
         log.info("stopping")
         if not engine.alive:
             boot.clean = False
-            raise EdgepdError("the engine has died; the log says why; start the daemon again")
+            raise Restart("the engine has died; the log says why; start the daemon again")
+        if recovery.restart is not None:
+            raise Restart(recovery.restart)
 
 
 def find_base(settings: Settings, paths: Paths) -> Base:
@@ -122,7 +143,7 @@ def close_what_was_interrupted(store: Store) -> None:
 
 
 @contextlib.contextmanager
-def start_engine(settings: Settings, paths: Paths, renderer: Renderer) -> Iterator[Engine]:
+def start_engine(settings: Settings, paths: Paths, renderer: Renderer, model: ModelFile) -> Iterator[Engine]:
     """Start the engine thread, without a model; stop it at the end."""
     serve = settings.serve
     sizes = EngineSizes(
@@ -140,6 +161,7 @@ def start_engine(settings: Settings, paths: Paths, renderer: Renderer) -> Iterat
         make_template=lambda source, bos, eos: renderer.template(source, bos=bos, eos=eos),
         keep_alive=keep_alive_seconds(settings),
         saved=SavedStates(paths.states_dir, serve.saved_state_mb * 2**20, sizes, build),
+        check_model=model.check,
     )
     engine.start()
     try:
@@ -148,20 +170,18 @@ def start_engine(settings: Settings, paths: Paths, renderer: Renderer) -> Iterat
         engine.stop()
 
 
-@asynccontextmanager
-async def start_trainer(
-    store: Store, generations: Generations, settings: Settings, paths: Paths
-) -> AsyncIterator[Trainer]:
-    """Make training possible; stop a run that is going on at the end."""
-    trainer = Trainer(store, generations, settings, paths.runs_dir)
-    try:
-        yield trainer
-    finally:
-        await trainer.stop()
+async def serve(
+    services: Services,
+    sockets: list[socket.socket],
+    notifier: Notifier,
+    recovery: Recovery,
+    *,
+    activated: bool = False,
+) -> None:
+    """Answer requests until a signal says stop, the engine dies or a new process is needed; then let running ones end.
 
-
-async def serve(services: Services, sockets: list[socket.socket], notifier: Notifier) -> None:
-    """Answer requests until a signal says stop or the engine dies, then let the running ones finish."""
+    `activated`: the first socket is the service manager's, which keeps it, whatever becomes of its path.
+    """
 
     def started() -> None:
         notifier.ready()
@@ -183,9 +203,12 @@ async def serve(services: Services, sockets: list[socket.socket], notifier: Noti
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    recovery.socket = SocketGuard(services.paths, partial(serve_on, server), sockets[0], keep=activated)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(beside(watch(services, notifier, stop)))
+        stack.push_async_callback(recovery.close)
+        await stack.enter_async_context(beside(watch(services, notifier, stop, recovery)))
         await stack.enter_async_context(beside(keep_house(services)))
+        await stack.enter_async_context(beside(services.supervisor.run()))
         if services.settings.serve.preload:
             await stack.enter_async_context(beside(preload(services)))
         await server.serve(sockets=sockets)
@@ -217,7 +240,8 @@ def housekeeper(services: Services) -> Housekeeper:
     embedding = Embedding(store, engine, services.generations)
     pairing = Pairing(store, engine, services.generations, services.exchanges, lambda: services.settings)
     return Housekeeper(
-        store, engine, services.trainer, embedding, pairing, paths.backups_dir, lambda: services.settings
+        *(store, engine, embedding, pairing, paths.backups_dir, lambda: services.settings),
+        finish_left=services.recorder.finish_left,
     )
 
 
@@ -230,20 +254,41 @@ async def preload(services: Services) -> None:
         log.error("%s", services.preload_problem)
 
 
-async def watch(services: Services, notifier: Notifier, stop: Callable[[], None]) -> None:
-    """Give the service manager signs of life while the engine turns; stop the daemon if it has died."""
+async def watch(
+    services: Services, notifier: Notifier, stop: Callable[[], None], recovery: Recovery | None = None
+) -> None:
+    """Give the service manager signs of life while the engine turns; stop the daemon if only a new one can help."""
     patience = notifier.watchdog_s
     pause = min(WATCH_SECONDS, patience / MAX_SIGNS_PER_WATCHDOG) if patience else WATCH_SECONDS
+    looked_at = -WATCH_SECONDS
     while services.engine.alive:
-        if patience and time.monotonic() - services.engine.beat() < patience:
+        now = time.monotonic()
+        if recovery is not None and now - looked_at >= WATCH_SECONDS - pause / 2:
+            looked_at = now
+            if (reason := await looked(recovery, services)) is not None:
+                log.error("the daemon ends: %s", reason)
+                stop()
+                return
+        slow = recovery is not None and recovery.pulse.works
+        if patience and (slow or time.monotonic() - services.engine.beat() < patience):
             notifier.watchdog()
         status = services.engine.status()
-        notifier.status(
-            f"{services.generations.base.name} {status.state}, {status.active} running, {status.queued} waiting"
-        )
+        name = services.generations.base.name
+        notifier.status(f"{name} {status.state}, {status.active} running, {status.queued} waiting")
         await asyncio.sleep(pause)
     log.critical("the engine has died; the daemon ends, because it cannot answer any more")
     stop()
+
+
+async def looked(recovery: Recovery, services: Services) -> str | None:
+    """Look after what can go wrong; return why a new process is needed."""
+    try:
+        if services.token is not None:
+            keep_token(services.paths.token, services.token)
+        return await recovery.look()
+    except Exception:  # noqa: BLE001 - the edge of the task: a mistake here must not end the watch over the engine
+        log.exception("the daemon could not look after itself")
+        return None
 
 
 async def reload_on_signal(services: Services, notifier: Notifier) -> None:

@@ -15,6 +15,8 @@ from edgepd_daemon.generations import Generations
 from edgepd_daemon.metrics import Metrics
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
+from edgepd_daemon.recovery import Recovery
+from edgepd_daemon.supervisor import Supervisor
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles.store import Store
 
@@ -37,6 +39,7 @@ class Services:
     exchanges: Exchanges
     personaliser: Personaliser
     forgetter: Forgetter
+    supervisor: Supervisor
     load_settings: Callable[[], Settings]
     metrics: Metrics = field(default_factory=Metrics)
     token: str | None = None
@@ -44,6 +47,7 @@ class Services:
     draining: bool = False
     needs_restart: tuple[str, ...] = ()  # settings that have changed since the start and wait for the next one
     preload_problem: str | None = None
+    recovery: Recovery | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -51,4 +55,4 @@ class Services:
         waiting = ", ".join(self.needs_restart)
         restart = f"changed in the settings, but not in effect until the daemon is restarted: {waiting}"
         found = (self.generations.problem, self.recorder.problem, self.preload_problem, waiting and restart)
-        return [problem for problem in found if problem]
+        return [*(problem for problem in found if problem), *(self.recovery.problems if self.recovery else ())]

@@ -2,72 +2,79 @@
 
 The idea: `start` picks the examples, starts the child and returns; a task follows the child's events and, when it
 reports a candidate that passed the gate, makes it the active generation. A live one is then reviewed by the same child
-while it serves already; if that finds abilities lost, the generation is withdrawn. `plan` asks a child what a run would
-cost. Invariants: at most one child is there; one that dies, however it dies, leaves the profile with a finished run,
-and the old generation serving unless the new one had passed.
-What this does not do: choose examples (see training_jobs.py), decide when to train, or limit what the child may use of
-the machine.
+while it serves already; if that finds abilities lost, the generation is withdrawn. `park` has the child save its state
+and end, so that the same run goes on later; `shrink` starts it again within less memory. `plan` asks a child what a run
+would cost. Invariants: at most one child is there, and it is held by the throttle; one that dies, however it dies,
+leaves the profile with a finished run, and the old generation serving unless the new one had passed; one that is told
+to end is gone within STOP_SECONDS. A run that the user asks for comes before one that nobody waits for.
+What this does not do: choose examples (see training_jobs.py), record results (results.py), or decide when to train or
+to make way (supervisor.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import hashlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from edgepd.adapt.job import Job, JobKind, Outcome, Planned, Progress, Refused, Reviewed
-from edgepd.errors import ConflictError, EdgepdError, TrainingError
+from edgepd.adapt.job import Job, JobKind, Progress
+from edgepd.errors import ConflictError, EdgepdError
 from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
-from edgepd_daemon.training_child import WORKER, end, events, how_it_ended, kill, spawn
-from edgepd_daemon.training_jobs import Chosen, Places, choose, find_examples, make_job, with_similar_pairs
-from edgepd_profiles import registry, runs
-from edgepd_profiles.lineage import taught_to
-from edgepd_profiles.registry import Generation
-from edgepd_profiles.rows import canonical_json, finite
+from edgepd_daemon.going_on import GoingOn, ToldToEnd
+from edgepd_daemon.planning import ask_for_plan
+from edgepd_daemon.preparing import Preparation
+from edgepd_daemon.results import Results
+from edgepd_daemon.scheduler.constraints import ASKED_RESUME_S, RESUME_S
+from edgepd_daemon.scheduler.decide import hard_limit_mb
+from edgepd_daemon.scheduler.types import Running
+from edgepd_daemon.scope import Limits
+from edgepd_daemon.throttle import Throttle
+from edgepd_daemon.training_child import WORKER, ask_to_park, end, kill, spawn
+from edgepd_profiles import runs
 from edgepd_profiles.runs import Run
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 5.0  # what a child gets to end by itself before it is killed
-PLAN_SECONDS = 120.0  # within which a plan must be there; loading torch alone takes ten on a small board
-KEPT = ("loss", "held_out_loss", "tokens_per_second", "rss_mb")  # numbers that hold until there are newer ones
-
-
-@dataclass
-class _Running:
-    """The run that is going on."""
-
-    run: Run
-    job: Job
-    process: asyncio.subprocess.Process
-    follower: asyncio.Task[None]
-    progress: Progress | None = None
-    promoted: Generation | None = None  # the run has its result, and the child only reviews it
+STOP_SECONDS = 5.0  # what a child gets to save its state and end before it is killed
+CLOSE_SECONDS = 20.0  # what a start or a request to forget that has begun gets to end when the daemon does
 
 
 class Trainer:
     """Starts training runs and carries their results into the registry. Lives on the event loop."""
 
     def __init__(
-        self, store: Store, generations: Generations, settings: Settings, runs_dir: Path, worker: Sequence[str] = WORKER
+        self,
+        store: Store,
+        generations: Generations,
+        settings: Settings,
+        runs_dir: Path,
+        throttle: Throttle,
+        worker: Sequence[str] = WORKER,
     ) -> None:
         """Checkpoints go below `runs_dir`, general examples next to it; `worker` is the command line of the child."""
         self._store = store
         self._generations = generations
         self.settings = settings  # read at the start of each run; a reload replaces them
-        self._places = Places(runs_dir, runs_dir.with_name("replay"))
+        self.throttle = throttle
+        self._preparation = Preparation(store, generations, runs_dir)
         self._worker = tuple(worker)
-        self._running: _Running | None = None
+        self._results = Results(store, generations)
+        self._running: GoingOn | None = None
         self._planning: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
+        self._starts: set[asyncio.Task[Run]] = set()  # so that none is collected before its end
+        self._closed = False
+        self.asked = False  # whether the run that goes on, or else the last one, was asked for
+        # Called when a run begins, and with who stopped it, if anybody did, when it has ended.
+        self.changed: Callable[[str | None], None] = lambda _: None
 
     @property
     def run(self) -> Run | None:
@@ -77,7 +84,29 @@ class Trainer:
     @property
     def progress(self) -> Progress | None:
         """Where the run that is going on is."""
-        return self._running.progress if self._running else None
+        running = self._running
+        if running is None or running.progress is None:
+            return None
+        return dataclasses.replace(running.progress, paused=self.throttle.paused)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, if one is there."""
+        return self._running.process.pid if self._running else None
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """The loss after each optimiser step of the run that is going on, in nats per supervised token."""
+        return list(self._running.curve) if self._running else []
+
+    @property
+    def changing(self) -> bool:
+        """Whether the child that is there has been told to end, or to begin again."""
+        return self._running is not None and self._running.changing
+
+    def running(self) -> Running | None:
+        """Describe the run that is going on, if any, as the scheduler wants to know it."""
+        return self._running.described() if self._running else None
 
     async def plan(self, kind: JobKind) -> dict[str, Any]:
         """Return what a run would do and cost, as the planner says, without doing any of it.
@@ -85,45 +114,81 @@ class Trainer:
         Raises ConflictError if a run is going on, TrainingError if there is too little to learn or no plan fits.
         """
         async with self._starting:
-            active, chosen = await self._prepare(kind)
-            job = await self._job(active, chosen, "plan", plan_only=True)
+            self._refuse_second()
+            active, chosen = await self._preparation.choose(kind, self.settings)
+            job = await self._preparation.job(active, chosen, self.settings, "plan", plan_only=True)
             process = self._planning = await spawn(self._worker)
             try:
-                async with asyncio.timeout(PLAN_SECONDS):
-                    last = [event async for event in events(process, job) if not isinstance(event, Progress)]
-            except TimeoutError as error:
-                raise TrainingError(f"the trainer had no plan within {PLAN_SECONDS:.0f} s; try again later") from error
+                return await ask_for_plan(process, job)
             finally:
                 self._planning = None
                 await end(process)
-        if last and isinstance(last[-1], Planned):
-            return dict(finite(last[-1].plan))
-        if last and isinstance(last[-1], Refused):
-            raise TrainingError(last[-1].reason)
-        raise TrainingError(f"the trainer {how_it_ended(process)} before it had a plan")
 
-    async def start(self, kind: JobKind) -> Run:
+    async def start(self, kind: JobKind, *, asked: bool = True) -> Run:
         """Start a run. Raises ConflictError if one is going on, TrainingError if there is too little to learn.
 
-        The review of the run before is broken off: what is newer will be reviewed in its turn.
+        `asked` says that the user waits for it: a run that nobody waited for becomes this one if it is of the same
+        kind, and is parked if not. The review of the run before is broken off: what is newer will be reviewed in its
+        turn. What has begun is carried to its end, even if the caller is cancelled: no child is left without a run.
         """
+        self._starts.add(task := asyncio.create_task(self._start(kind, asked)))
+        task.add_done_callback(self._starts.discard)
+        return await asyncio.shield(task)
+
+    async def _start(self, kind: JobKind, asked: bool) -> Run:
         async with self._starting:
-            active, chosen = await self._prepare(kind)
+            if self._closed:
+                raise ConflictError("the daemon is ending; start the run again when it is back")
+            if asked and (taken := await self._take_over(kind)) is not None:
+                return taken
+            self._refuse_second()
+            settings = self.settings
+            # Before the examples are chosen: feedback that comes in meanwhile is new to this run.
+            seq = await self._preparation.newest_feedback()
+            active, chosen = await self._preparation.choose(kind, settings)
             if self._running is not None:
-                await self.stop(self._running.run.id)
+                await self.stop(self._running.run.id, by="edgepd")
+            # A run whose end could not be stored, because the disk was full, is not going on any more.
+            await asyncio.wrap_future(self._store.write(runs.mark_interrupted_runs))
             run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, active.id)))
             try:
-                job = await self._job(active, chosen, f"{kind}-{run.id}")
-                process = await spawn(self._worker)
+                name = f"{kind}-{run.id}"
+                job = await self._preparation.job(active, chosen, settings, name, patient=not asked)
+                process = await self._spawn(job, asked)
             except Exception as error:
-                await self._finish(run, "failed", str(error))
+                await self._results.finish(run, "failed", str(error))
                 raise
             log.info("training run %d (%s) on %d examples, pid %d", run.id, kind, len(job.train), process.pid)
-            follower = asyncio.create_task(self._follow(), name=f"training-{run.id}")
-            self._running = _Running(run, job, process, follower)
+            self.asked = asked
+            running = self._running = GoingOn(run, job, asked, seq, process)
+            running.follower = asyncio.create_task(self._follow(running), name=f"training-{run.id}")
+            self.changed(None)
             return run
 
-    async def stop(self, run_id: int | None = None) -> None:
+    async def _take_over(self, kind: JobKind) -> Run | None:
+        """Return the run that goes on, from now on as one that was asked for, if nobody waited for it; or park it."""
+        running = self._running
+        if running is None or running.asked or running.promoted is not None:
+            return None
+        if running.job.kind != kind or running.concluded or running.changing:
+            await self.park("it makes way for the run that you asked for")
+            return None
+        self.asked = running.asked = True
+        self.hold_to_budget()
+        self.changed(None)
+        return running.run
+
+    def hold_to_budget(self) -> None:
+        """Hold the child that is there, if any, to the CPU budget that the settings have now."""
+        if (running := self._running) is not None:
+            self.throttle.limit(*self._share(running.asked))
+
+    def _share(self, asked: bool) -> tuple[float, int, float]:
+        """Return the CPU percent, of how many cores, and the seconds after a request before it goes on."""
+        budget, cores = self.settings.budget, len(os.sched_getaffinity(0))
+        return (budget.asked_cpu_percent, cores, ASKED_RESUME_S) if asked else (budget.cpu_percent, cores, RESUME_S)
+
+    async def stop(self, run_id: int | None = None, *, by: Literal["user", "edgepd"] = "user") -> None:
         """Stop that run, or whatever is going on, planning too. Raises ConflictError if `run_id` is another one."""
         if run_id is None and self._planning is not None:
             kill(self._planning)
@@ -134,12 +199,42 @@ class Trainer:
             if run_id is not None:
                 raise ConflictError(f"training run {run_id} is not going on")
             return
-        if running.process.returncode is None:
-            running.process.terminate()
-        done, _ = await asyncio.wait([running.follower], timeout=STOP_SECONDS)
-        if not done:
-            kill(running.process)
-            await running.follower
+        await self._end(running, ToldToEnd("it was stopped", by=by))
+
+    async def park(self, reason: str) -> None:
+        """Have the run that is going on, if any, save its state and end; the next one on the same data goes on."""
+        if (running := self._running) is not None:
+            await self._end(running, ToldToEnd(reason, "parked"))
+
+    async def give_up(self, reason: str) -> None:
+        """End the run that is going on, if any, as failed: the same again would come to the same."""
+        if (running := self._running) is not None:
+            await self._end(running, ToldToEnd(reason, "failed"))
+
+    def shrink(self, memory_mb: int) -> None:
+        """Start the child again, where it was, within so much memory."""
+        running = self._running
+        if running is None or running.concluded or running.changing or running.process.returncode is not None:
+            return
+        log.info("training run %d is planned again within %d MiB", running.run.id, memory_mb)
+        running.smaller_mb = memory_mb
+        running.shrinks += 1
+        self._ask_to_park(running)
+
+    async def close(self, reason: str) -> None:
+        """Park the run that is going on, and start none any more."""
+        self._closed = True
+        if self._planning is not None:
+            kill(self._planning)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS), self._starting:
+                pass
+        await self.park(reason)
+
+    @property
+    def shrinks(self) -> int:
+        """How often the run that goes on was started again with less memory."""
+        return self._running.shrinks if self._running else 0
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[JobKind | None]:
@@ -148,145 +243,57 @@ class Trainer:
             kill(self._planning)
         async with self._starting:
             running = self._running
-            await self.stop()
+            await self.stop(by="edgepd")
             yield running.job.kind if running is not None and running.promoted is None else None
 
-    async def _prepare(self, kind: JobKind) -> tuple[Generation, Chosen]:
-        """Return what serves now and what to learn. Raises as `start`."""
+    def _refuse_second(self) -> None:
         if self._running is not None and self._running.promoted is None:
             raise ConflictError(f"training run {self._running.run.id} is going on; wait for its end")
-        settings = self.settings
-        active = await asyncio.to_thread(self._generations.active)
-        taught = taught_to(active, await asyncio.to_thread(self._generations.listing))
-        found = await asyncio.to_thread(find_examples, self._store, settings.train, settings.select)
-        chosen = await asyncio.to_thread(choose, found, active, taught, kind, settings)
-        return active, await asyncio.to_thread(with_similar_pairs, self._store, chosen)
 
-    async def _job(self, active: Generation, chosen: Chosen, name: str, *, plan_only: bool = False) -> Job:
-        parts = (self._generations, active, chosen, self.settings, self._places)
-        return await asyncio.to_thread(make_job, *parts, name, plan_only=plan_only)
+    async def _spawn(self, job: Job, asked: bool) -> asyncio.subprocess.Process:
+        """Start a child and hold it to the budget."""
+        budget, cores = self.settings.budget, len(os.sched_getaffinity(0))
+        hard_mb = int(hard_limit_mb(Running(job.kind, asked, False, float(job.memory_mb), 0.0), budget))
+        # Nothing can raise the limit of the scope later, so it is that of a run that comes to be asked for meanwhile.
+        most = max(budget.cpu_percent, budget.asked_cpu_percent)
+        process = await spawn(self._worker, limits=Limits(most, cores, job.memory_mb, hard_mb))
+        self.throttle.attach(process.pid, *self._share(asked))
+        return process
 
-    async def _follow(self) -> None:
-        """Send the job, follow the child to its end, and record what came of it."""
-        running = self._running
-        if running is None:
-            raise RuntimeError("there is no run to follow")
-        concluded = False
+    async def _end(self, running: GoingOn, told: ToldToEnd) -> None:
+        """Have a child end, by force if it takes long, and wait until that is recorded."""
+        running.tell_to_end(told)
+        self._ask_to_park(running)
+        if running.follower is not None:
+            await asyncio.wait([running.follower])
+
+    def _ask_to_park(self, running: GoingOn) -> None:
+        """Have the child save and end, which nobody holds it from any more; by force, whoever waits for it or not."""
+        self.throttle.detach()
+        ask_to_park(running.process)
+        asyncio.get_running_loop().call_later(STOP_SECONDS, kill, running.process)
+
+    async def _follow(self, running: GoingOn) -> None:
+        """Follow one child after the other to the end of the run, and record what came of it."""
         try:
-            async for event in events(running.process, running.job):
-                if isinstance(event, Progress):
-                    running.progress = continued(running.progress, event)
-                elif isinstance(event, Reviewed):
-                    await self._reviewed(running, event)
-                elif not isinstance(event, Planned) and not concluded:
-                    concluded = True  # whatever comes of it: a run is finished once
-                    await self._conclude(running, event)
-            if not concluded:
-                await self._broke_off(running)
+            await self._results.listen(running)
+            while running.smaller_mb is not None and not running.concluded:
+                running.job = dataclasses.replace(running.job, memory_mb=running.smaller_mb)
+                running.smaller_mb = None
+                await end(running.process)
+                running.process = await self._spawn(running.job, running.asked)
+                if running.told_to_end is not None:  # meanwhile, and this child does not know
+                    break
+                await self._results.listen(running)
+            if not running.concluded:
+                await self._results.broke_off(running)
         except EdgepdError as error:
-            log.error("training run %d: %s", running.run.id, error)
-            await self._fail(running.run, str(error))
+            await self._results.fail(running.run, str(error))
         except Exception:  # noqa: BLE001 - the edge of the task: the run must not look as if it went on
             log.exception("training run %d", running.run.id)
-            await self._fail(running.run, "unexpected failure; the daemon's log has the details")
+            await self._results.fail(running.run, "unexpected failure; the daemon's log has the details")
         finally:
+            self.throttle.detach()
             await end(running.process)
             self._running = None
-
-    async def _conclude(self, running: _Running, result: Outcome | Refused) -> None:
-        """Record what a child has come to; what passed becomes active."""
-        run, job = running.run, running.job
-        output = Path(job.output)
-        if isinstance(result, Refused):
-            output.unlink(missing_ok=True)
-            await self._finish(run, "failed", result.reason)
-            return
-        generation = await asyncio.to_thread(self._register, run, job, result)
-        numbers = dict(result.scores)
-        if result.promoted:
-            await asyncio.to_thread(self._generations.note_probed, generation)  # the gate has opened it
-            switched = await asyncio.to_thread(self._generations.activate, generation.id, job.parent)
-            numbers["prepare_ms"] = switched.prepare_ms
-            running.promoted = generation
-        else:
-            output.unlink(missing_ok=True)
-        state = "promoted" if result.promoted else "rejected"
-        await self._finish(run, state, result.reason, generation.id, numbers)
-
-    async def _reviewed(self, running: _Running, review: Reviewed) -> None:
-        """Add what was measured of a generation that serves already, and withdraw it if it must not."""
-        if running.promoted is None:
-            raise TrainingError("the trainer reviewed a candidate that was not promoted")
-        generation = running.promoted.id
-        await asyncio.to_thread(self._generations.note_scores, generation, dict(finite(review.scores)))
-        if review.kept:
-            log.info("generation %d was reviewed: %s", generation, review.reason)
-        else:
-            log.warning("generation %d is withdrawn: %s", generation, review.reason)
-            await asyncio.to_thread(self._generations.withdraw, generation, review.reason)
-
-    async def _broke_off(self, running: _Running) -> None:
-        """Record the end of a child that came to no result."""
-        Path(running.job.output).unlink(missing_ok=True)
-        killed = (running.process.returncode or 0) < 0
-        reason = f"the trainer {how_it_ended(running.process)} before it had a result"
-        await self._finish(running.run, "interrupted" if killed else "failed", reason)
-
-    async def _fail(self, run: Run, reason: str) -> None:
-        """Record a failure, unless the run has its result and only what came after it failed."""
-        if (await asyncio.to_thread(self._stored, run)).state == "running":
-            await self._finish(run, "failed", reason)
-
-    def _stored(self, run: Run) -> Run:
-        with self._store.read() as conn:
-            return runs.get_run(conn, run.id)
-
-    def _register(self, run: Run, job: Job, outcome: Outcome) -> Generation:
-        """Add the result to the registry as a candidate, or as rejected with its numbers."""
-        name = Path(job.output).name
-        parent = self._generations.get(job.parent) if job.parent is not None else None
-        model_file = (parent.model_file if parent else None) if job.kind == "live" else name
-        return self._store.write(
-            lambda conn: registry.add(
-                conn,
-                parent=job.parent,
-                kind=run.kind,
-                base_sha256=self._generations.base.sha256,
-                state="candidate" if outcome.promoted else "rejected",
-                adapter_file=name if job.kind == "live" else None,
-                model_file=model_file,
-                file_sha256=outcome.file_sha256,
-                example_ids=[e.id for e in job.train if e.id not in outcome.skipped],
-                data_hash=job.data_hash,
-                config=configuration(job) | {"plan": outcome.scores.get("plan")},
-                scores=outcome.scores,
-                reason=outcome.reason,
-            )
-        ).result()
-
-    async def _finish(
-        self, run: Run, state: str, reason: str, generation: int | None = None, numbers: dict[str, Any] | None = None
-    ) -> None:
-        log.info("training run %d: %s: %s", run.id, state, reason)
-        await asyncio.wrap_future(
-            self._store.write(
-                lambda c: runs.finish_run(c, run.id, state, generation=generation, reason=reason, numbers=numbers)
-            )
-        )
-
-
-def configuration(job: Job) -> dict[str, Any]:
-    """Return what a run was told to do, with a hash by which two generations can be seen to have been told the same."""
-    told = {"settings": job.settings, "gate": job.gate}
-    return told | {"sha256": hashlib.sha256(canonical_json(finite(told)).encode()).hexdigest()}
-
-
-def continued(before: Progress | None, now: Progress) -> Progress:
-    """Return `now` with the numbers that it does not tell as they were, such as the loss when a stage begins."""
-    missing = [name for name in KEPT if before is not None and getattr(now, name) is None]
-    return dataclasses.replace(now, **{name: getattr(before, name) for name in missing})
-
-
-def progress_fields(progress: Progress | None) -> dict[str, Any] | None:
-    """Return progress as the API shows it. A loss that is not a number any more is null, as JSON has no other way."""
-    return dict(finite(asdict(progress))) if progress else None
+            self.changed(running.told_to_end.by if running.told_to_end else None)

@@ -67,10 +67,16 @@ def keep_examples(store: Store, select: Select, pool: str = "examples") -> set[s
 
 def find_examples(store: Store, train: Train, select: Select) -> list[Example]:
     """Return what the selection keeps for the objective in the settings, ordered by the time of the feedback."""
-    undesirable = applied(asdict(train), preset(train.preset))["objective"] in LEARN_FROM_UNDESIRABLE
     kept = keep_examples(store, select)
     with store.read() as conn:
-        return example_rows.training_examples(conn, train.accepted_weight, undesirable=undesirable, only=kept)
+        return example_rows.training_examples(
+            conn, train.accepted_weight, undesirable=learns_from_undesirable(train), only=kept
+        )
+
+
+def learns_from_undesirable(train: Train) -> bool:
+    """Say whether the objective in the settings learns from answers that the user did not want as well."""
+    return applied(asdict(train), preset(train.preset))["objective"] in LEARN_FROM_UNDESIRABLE
 
 
 def choose(

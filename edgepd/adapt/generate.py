@@ -60,13 +60,12 @@ def generate(
     threads: int,
     *,
     adapter: LoraAdapter | None = None,
-    pace: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """Return an answer to each prompt, of at most so many tokens (at least 1) each.
 
-    Before each decode step `pace` is called, after each `progress` with how many answers of how many are done; both may
-    block. Raises ModelError if llama.cpp fails.
+    After each decode step `progress` is called with how many answers of how many are done. Raises ModelError if
+    llama.cpp fails.
     """
     if not prompts:
         return []
@@ -83,8 +82,6 @@ def generate(
         context.set_adapter(adapter)
         desk = _Desk(context, drafts, sequences)
         while desk.busy:
-            if pace is not None:
-                pace()
             desk.step(choose, model)
             if progress is not None:
                 progress(desk.done, len(drafts))

@@ -1,8 +1,8 @@
 """The contract between the daemon and its training child: a job goes in on stdin, events come out on stdout.
 
 The idea: both sides import these records and nothing else of each other, so that the daemon never imports torch.
-Each event is one line of JSON with one key: `progress`, `planned`, `outcome`, `refused` or `reviewed`. The text of the
-examples travels through the pipe and is never written to disk by either side.
+Each event is one line of JSON with one key: `progress`, `planned`, `outcome`, `refused`, `parked` or `reviewed`. The
+text of the examples travels through the pipe and is never written to disk by either side.
 What this does not do: decide what to train on, or what happens with the outcome.
 """
 
@@ -18,6 +18,7 @@ from edgepd.errors import TrainingError
 # `live` is the fast path (ASLS-Fast): a few seconds on the newest examples, on top of what serves now. `baked` is the
 # normal path (ASLS-Normal): from the original base, on all selected examples.
 JobKind = Literal["live", "baked"]
+FREE_SHARE = 0.5  # of the memory that is free, within which a run is planned where nothing else is set
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Job:
     start_adapter: str | None = None  # live adapter whose training is continued
     profile_prompt: str | None = None  # states the user's preferences, for the arm that has them in the prompt
     plan_only: bool = False  # answer with the plan and do nothing
+    patient: bool = False  # nobody waits for it, so no steps are left out to be done in train.fast_seconds
+    memory_mb: int = 0  # resident memory to plan within, in MiB; 0: what train.memory_mb says
 
     def to_json(self) -> str:
         """Serialise."""
@@ -93,7 +96,7 @@ class Progress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None  # of this stage
     rss_mb: float | None = None  # resident memory of the trainer, in MiB
-    paused: str | None = None  # why it waits, if it does
+    paused: str | None = None  # why it waits, if it does; the daemon knows, the child that stands still does not
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,13 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Parked:
+    """The run was asked to end (SIGTERM) before it had an outcome, and goes on when the same job is started again."""
+
+    step: int  # optimiser steps that are done and saved; 0 also where it was parked before the training loop
+
+
+@dataclass(frozen=True)
 class Reviewed:
     """What was measured of a candidate after it went live; `kept` is False if it must not stay, for the reason."""
 
@@ -130,13 +140,14 @@ class Reviewed:
     scores: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Planned | Outcome | Refused | Reviewed
+Event = Progress | Planned | Outcome | Refused | Parked | Reviewed
 
 _NAMES: dict[type[Any], str] = {
     Progress: "progress",
     Planned: "planned",
     Outcome: "outcome",
     Refused: "refused",
+    Parked: "parked",
     Reviewed: "reviewed",
 }
 

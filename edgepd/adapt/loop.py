@@ -2,9 +2,10 @@
 
 The idea: a few epochs of AdamW over a few dozen examples, stopped when a held-out part stops improving, and
 the best state kept. The invariant: with the same inputs, settings and number of threads the result is the
-same, whether or not the run was killed and resumed on the way.
+same, bit by bit, whether or not the run was killed, or parked, and resumed on the way. A run that is parked saves the
+state after its last whole step; what had been computed of the next one is dropped.
 What this does not do: choose what an epoch holds (see shaping.py) or what it costs (see planner.py), judge whether the
-result may be served (the gate does, in llama.cpp, on examples never seen here), or pause (a callback may block).
+result may be served (the gate does, in llama.cpp, on examples never seen here), or pause (that is done from outside).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -21,15 +23,18 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
 from edgepd.adapt.checkpoint import Checkpoint, Progress, load, save
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Batch, Encoded
 from edgepd.adapt.hyperparameters import TrainConfig, adapt, learning_rate, optimizer
 from edgepd.adapt.objectives import SFT, Objective
-from edgepd.errors import TrainingError
+from edgepd.adapt.parking import Parking, ParkNow
+from edgepd.errors import StoreError, TrainingError
 from edgepd_quant.adapter_file import Adapter
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "checkpoint.npz"
 
@@ -53,7 +58,7 @@ class TrainResult:
 
 
 class Report(Protocol):
-    """Receives progress; both methods are called between optimiser steps and may block."""
+    """Receives progress; both methods are called between optimiser steps."""
 
     def on_step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """After each optimiser step; loss as the objective defines it, of this batch."""
@@ -72,18 +77,41 @@ def train(
     *,
     checkpoint_dir: Path | None = None,
     start: Adapter | None = None,
+    parking: Parking | None = None,
 ) -> TrainResult:
     """Train deltas on the batches of each epoch and leave the decoder with the best state.
 
     The deltas are fresh, or those of the adapter `start`. Best is judged on held_out (without one, the last state is
     kept). With a checkpoint_dir the run goes on from a checkpoint of the very same run found there. Raises
-    TrainingError if there is nothing to train on or the loss is not finite.
+    TrainingError if there is nothing to train on or the loss is not finite, and ParkNow when `parking` is asked to park
+    and the state is saved.
     """
-    run = _Run(decoder, epochs, held_out, objective, config, checkpoint_dir, start)
-    started, first_step, saved_at = time.monotonic(), run.progress.step, time.monotonic()
-    tokens_seen, seconds_stepping = 0, 0.0
-    if held_out and not run.progress.held_out:
-        run.note_held_out(0, report)
+    parking = parking or Parking()
+    run = _Run(decoder, epochs, held_out, objective, config, checkpoint_dir, start, parking)
+    started, first_step = time.monotonic(), run.progress.step
+    try:
+        tokens_per_second = _go(run, report)
+    except ParkNow:
+        run.park()
+        raise
+    run.restore_best()
+    return TrainResult(
+        steps=run.progress.step,
+        best_epoch=run.progress.best_epoch,
+        held_out=run.progress.held_out,
+        stopped_early=run.progress.step < run.total_steps,
+        resumed_at_step=first_step,
+        seconds=time.monotonic() - started,
+        tokens_per_second=tokens_per_second,
+        ignored_checkpoint=run.ignored_checkpoint,
+    )
+
+
+def _go(run: _Run, report: Report) -> float:
+    """Go through what is left of the epochs; return the tokens per second of the steps."""
+    tokens_seen, seconds_stepping, saved_at = 0, 0.0, time.monotonic()
+    if run.is_judged and not run.progress.held_out:
+        run.end_epoch(0, report)
     for epoch in range(run.progress.epoch, len(run.epochs) + 1):
         # A run that was killed after its last step has yet to judge the epoch that the step ended.
         if run.out_of_patience or (run.progress.step >= run.total_steps and run.progress.batch == 0):
@@ -97,27 +125,13 @@ def train(
             tokens = sum(len(tokens) for e in batch.examples for tokens, _ in run.objective_of(batch).sequences(e))
             tokens_seen, seconds_stepping = tokens_seen + tokens, seconds_stepping + seconds
             report.on_step(run.progress.step, run.total_steps, loss, tokens / seconds)
-            if time.monotonic() - saved_at >= config.checkpoint_seconds:
+            if time.monotonic() - saved_at >= run.checkpoint_seconds:
                 run.save()
                 saved_at = time.monotonic()
-        if held_out:
-            run.note_held_out(epoch, report)
-        else:
-            run.keep_as_best(epoch)
-        run.progress = dataclasses.replace(run.progress, epoch=epoch + 1, batch=0)
+        run.end_epoch(epoch, report)
         run.save()
         saved_at = time.monotonic()
-    run.restore_best()
-    return TrainResult(
-        steps=run.progress.step,
-        best_epoch=run.progress.best_epoch,
-        held_out=run.progress.held_out,
-        stopped_early=run.progress.step < run.total_steps,
-        resumed_at_step=first_step,
-        seconds=time.monotonic() - started,
-        tokens_per_second=tokens_seen / seconds_stepping if seconds_stepping else 0.0,
-        ignored_checkpoint=run.ignored_checkpoint,
-    )
+    return tokens_seen / seconds_stepping if seconds_stepping else 0.0
 
 
 class _Run:
@@ -132,12 +146,14 @@ class _Run:
         config: TrainConfig,
         checkpoint_dir: Path | None,
         start: Adapter | None,
+        parking: Parking,
     ) -> None:
         self.epochs = [_useful(epoch, objective) for epoch in epochs]
         if not any(self.epochs):
             raise TrainingError("there is no example with a positive weight to train on; collect some feedback first")
         self._decoder, self._objective, self._config, self._held_out = decoder, objective, config, held_out
-        self._imitation = SFT()
+        self._parking, self._imitation = parking, SFT()
+        self.is_judged, self.checkpoint_seconds = bool(held_out), config.checkpoint_seconds
         count = sum(len(epoch) for epoch in self.epochs)
         self.total_steps = count if config.max_steps is None else min(count, config.max_steps)
         adapt(decoder, config)
@@ -157,6 +173,7 @@ class _Run:
             self._fingerprint = fingerprint(facts, self.epochs, held_out)
             if self._path.exists():
                 self._resume(self._path)
+        self._saved_step = parking.step = self.progress.step
         personal = {e.id: e for epoch in self.epochs for b in epoch if not b.general for e in b.examples}
         objective.prepare(decoder, [*personal.values(), *held_out], config.micro_tokens)
 
@@ -182,22 +199,29 @@ class _Run:
             raise TrainingError(
                 f"step {step}: loss {loss} with gradient norm {norm.item()} is not finite; lower the learning rate"
             )
-        self._optimizer.step(rate)
-        self.progress = dataclasses.replace(self.progress, batch=self.progress.batch + 1, step=step)
+        with self._parking.whole():
+            self._optimizer.step(rate)
+            self.progress = dataclasses.replace(self.progress, batch=self.progress.batch + 1, step=step)
+            self._parking.step = step
         return loss
 
-    def note_held_out(self, epoch: int, report: Report) -> None:
-        """Evaluate, and keep the state if it is the best so far."""
-        loss = self._objective.evaluate(self._decoder, self._held_out, self._config.micro_tokens)
-        if not self.progress.held_out or loss < min(self.progress.held_out):
-            self.keep_as_best(epoch)
-        self.progress = dataclasses.replace(self.progress, held_out=(*self.progress.held_out, loss))
+    def end_epoch(self, epoch: int, report: Report) -> None:
+        """Evaluate if there is something to judge by, keep the state if it is the best so far, begin the next epoch."""
+        if not self.is_judged:
+            with self._parking.whole():
+                self._best = parameters_to_vector(self._parameters).detach()
+                self.progress = dataclasses.replace(self.progress, best_epoch=epoch, epoch=epoch + 1, batch=0)
+            return
+        loss, before = self._objective.evaluate(self._decoder, self._held_out, self._config.micro_tokens), self.progress
+        with self._parking.whole():
+            best_epoch = before.best_epoch
+            if not before.held_out or loss < min(before.held_out):
+                self._best, best_epoch = parameters_to_vector(self._parameters).detach(), epoch
+            held_out = (*before.held_out, loss)
+            self.progress = dataclasses.replace(
+                before, epoch=epoch + 1, batch=0, held_out=held_out, best_epoch=best_epoch
+            )
         report.on_eval(epoch, loss)
-
-    def keep_as_best(self, epoch: int) -> None:
-        """Copy the parameters aside."""
-        self._best = parameters_to_vector(self._parameters).detach()
-        self.progress = dataclasses.replace(self.progress, best_epoch=epoch)
 
     def restore_best(self) -> None:
         """Put the best state back into the deltas."""
@@ -209,7 +233,17 @@ class _Run:
             return
         moments = (parameters_to_vector(m) for m in (self._optimizer.exp_avg, self._optimizer.exp_avg_sq))
         vectors = (parameters_to_vector(self._parameters).detach(), *moments, self._best)
-        save(self._path, Checkpoint(self._fingerprint, self.progress, *(vector.numpy() for vector in vectors)))
+        with self._parking.whole():
+            save(self._path, Checkpoint(self._fingerprint, self.progress, *(vector.numpy() for vector in vectors)))
+            self._saved_step = self.progress.step
+
+    def park(self) -> None:
+        """Save once more; on a disk that is full, the checkpoint before is still there."""
+        try:
+            self.save()
+        except StoreError as error:
+            log.warning("parked with the checkpoint of step %d: %s", self._saved_step, error)
+        self._parking.step = self._saved_step
 
     def _resume(self, path: Path) -> None:
         try:
@@ -221,12 +255,22 @@ class _Run:
         self._best = torch.from_numpy(checkpoint.best)
         self._set_parameters(torch.from_numpy(checkpoint.parameters))
         self._optimizer.steps = checkpoint.progress.step
-        vector_to_parameters(torch.from_numpy(checkpoint.exp_avg).clone(), self._optimizer.exp_avg)
-        vector_to_parameters(torch.from_numpy(checkpoint.exp_avg_sq).clone(), self._optimizer.exp_avg_sq)
+        _fill(self._optimizer.exp_avg, torch.from_numpy(checkpoint.exp_avg))
+        _fill(self._optimizer.exp_avg_sq, torch.from_numpy(checkpoint.exp_avg_sq))
 
     def _set_parameters(self, vector: Tensor) -> None:
-        with torch.no_grad():
-            vector_to_parameters(vector.clone(), self._parameters)
+        _fill(self._parameters, vector)
+
+
+@torch.no_grad()
+def _fill(tensors: Sequence[Tensor], vector: Tensor) -> None:
+    """Copy the vector into the tensors, one after the other.
+
+    In place: as views of the vector they would lie elsewhere in memory, and how a matrix is aligned decides in which
+    order a product adds up.
+    """
+    for tensor, part in zip(tensors, torch.split(vector, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def fingerprint(facts: object, epochs: Sequence[Sequence[Batch]], held_out: Sequence[Encoded]) -> str:

@@ -20,7 +20,7 @@ from edgepd.adapt.batches import sequence_nll
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.examples import Encoded, Example, encode
 from edgepd.adapt.gate import general, verifiable
-from edgepd.adapt.gate.arms import Arm, Pace
+from edgepd.adapt.gate.arms import Arm
 from edgepd.adapt.gate.judge import Trial, judge
 from edgepd.adapt.gate.regurgitation import Planted, planted
 from edgepd.adapt.gate.review import Prompts, Review, review
@@ -59,7 +59,7 @@ class Proof:
         return review(self.trial, self.prompts, self.verifiable if abilities else (), scores)
 
 
-def prove(job: Job, data: Data, pace: Pace | None, progress: Callable[[int, int], None] | None) -> Proof:
+def prove(job: Job, data: Data, progress: Callable[[int, int], None] | None) -> Proof:
     """Return what the gate needs to judge the output of `job`. Raises ModelError if its tokenizer cannot be loaded."""
     live, base, output, held_out = job.kind == "live", Path(job.base), Path(job.output), data.held_out
     asked = {e.id: e for e in job.held_out}
@@ -84,7 +84,6 @@ def prove(job: Job, data: Data, pace: Pace | None, progress: Callable[[int, int]
         cache=Path(job.replay_dir),
         threads=job.threads,
         windows=general.QUICK_WINDOWS if live else general.ALL_WINDOWS,
-        pace=pace,
         progress=progress,
     )
     prompts_to_verify = verifiable.prompts()

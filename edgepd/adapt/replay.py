@@ -67,8 +67,8 @@ def general_examples(
     there are none then. The same base gets the same answers, on the same number of threads. More answers than prompts
     go through the prompts again. Empty answers are left out, so there may be fewer.
 
-    `progress` is told how many answers of how many are generated, after each decode step, and may block. Raises
-    ModelError if the base cannot be loaded and StoreError if the file cannot be written.
+    `progress` is told how many answers of how many are generated, after each decode step. Raises ModelError if the base
+    cannot be loaded and StoreError if the file cannot be written.
     """
     if count <= 0:
         return []

@@ -19,7 +19,7 @@ import psutil
 from edgepd.adapt import planner
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.hyperparameters import adapt
-from edgepd.adapt.job import Job
+from edgepd.adapt.job import FREE_SHARE, Job
 from edgepd.adapt.loop import CHECKPOINT_NAME
 from edgepd.adapt.planner import MIB, Plan
 from edgepd.adapt.recipe import Data, Recipe, stopping_set
@@ -29,7 +29,6 @@ from edgepd.llama.memory import trim
 
 PLAN_NAME = "plan.json"
 BOUNDS = ("memory_mb", "fast_seconds", "threads")  # settings that say what a run may take, not what it learns
-FREE_SHARE = 0.5  # of the memory that is free, where no budget is set
 
 
 def plan_run(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
@@ -37,7 +36,7 @@ def plan_run(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
     config, live = recipe.config, job.kind == "live"
     adapt(decoder, config)
     trim()
-    budget_mb = recipe.settings["memory_mb"]
+    budget_mb = job.memory_mb or recipe.settings["memory_mb"]
     rss = rss_bytes()
     free = rss + int(psutil.virtual_memory().available * FREE_SHARE)
     directory = Path(job.checkpoint_dir)
@@ -57,7 +56,7 @@ def plan_run(job: Job, recipe: Recipe, data: Data, decoder: Decoder) -> Plan:
         gemm_flops=planner.probe_gemm(),
         used=planner.CAUTIOUS,
         residencies=planner.residencies(recipe.settings["residency"]),
-        seconds=recipe.settings["fast_seconds"] if live else None,
+        seconds=recipe.settings["fast_seconds"] if live and not job.patient else None,
     )
     if noted is not None:
         try:

@@ -1,8 +1,9 @@
 """The training child: `python -m edgepd.adapt.worker` reads a job from stdin and writes events to stdout.
 
 The idea: train, write the file, gate it, in this order and in one process that can be killed at any moment; the
-daemon alone decides what becomes of the result. The invariant: the output file appears under its name only when it
-is complete.
+daemon alone decides what becomes of the result. SIGTERM parks the run: it saves, says so, and ends with exit code 0;
+the same job goes on from there. Invariants: the output file appears under its name only when it is complete; an event
+is sent as a whole; as long as there is no outcome, what the run could go on from is kept.
 What this does not do: touch the profile or the running model, or talk to the network.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from edgepd.adapt import planner
 from edgepd.adapt.cpu import compute_dtype
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.gate.verdict import Verdict
-from edgepd.adapt.job import Event, Job, Outcome, Planned, Progress, Refused, Reviewed, write_event
+from edgepd.adapt.job import Event, Job, Outcome, Parked, Planned, Progress, Refused, Reviewed, write_event
 from edgepd.adapt.loop import TrainResult, train
+from edgepd.adapt.parking import Parking, ParkNow
 from edgepd.adapt.planner import MIB, Plan
+from edgepd.adapt.priority import become_background, end_with_parent
 from edgepd.adapt.proof import check_baked, prove
 from edgepd.adapt.recipe import Data, Recipe, make_recipe, prepare_data, read_settings, stopping_set
 from edgepd.adapt.run_plan import peak_bytes, plan_run, rss_bytes
@@ -36,6 +39,8 @@ from edgepd_quant.bake import bake
 from edgepd_quant.merge import recompress, scaled
 from edgepd_quant.reader import GGUFFile
 
+log = logging.getLogger(__name__)
+
 # Of the learning rate, for an adapter that goes on. Most of what it is shown it knows: after a first run on a strong
 # style, a second one raised general perplexity from +1.8 % to +6.5 % at the full rate, and to +2.7 % at 0.3 of it.
 CONTINUED_RATE = 0.1
@@ -43,16 +48,35 @@ SMOOTHING = 0.3  # weight of the newest step in the estimate of the time that is
 
 
 def main() -> int:
-    """Run the job on stdin; exit code 0 if it came to an outcome, the error's own code otherwise."""
-    os.nice(19)  # the machine belongs to the user; training takes what is left
+    """Run the job on stdin; exit code 0 if it came to an outcome or was parked, the error's own code otherwise."""
+    parking = Parking()
+    parking.listen()
     try:
-        for event in run(Job.from_json(sys.stdin.read())):
-            emit(event)
-    except EdgepdError as error:
-        emit(Refused(str(error)))
-        return error.exit_code
+        return _work(parking)
     except BrokenPipeError:
         return 1  # the daemon is gone, and with it whoever wanted the result
+
+
+def _work(parking: Parking) -> int:
+    """Carry out the job on stdin, and say how it ended."""
+    concluded = False
+    try:
+        refused = end_with_parent()
+        job = Job.from_json(sys.stdin.read())
+        refused += become_background(job.threads)
+        log.debug("; ".join(refused))
+        for event in run(job, parking):
+            concluded = concluded or isinstance(event, Outcome)
+            with parking.whole():
+                emit(event)
+    except ParkNow:
+        parking.ignore()
+        if not concluded:  # else only the review is broken off
+            emit(Parked(parking.step))
+    except EdgepdError as error:
+        parking.ignore()
+        emit(Refused(str(error)))
+        return error.exit_code
     return 0
 
 
@@ -62,12 +86,22 @@ def emit(event: Event) -> None:
 
 
 class PipeReport:
-    """Sends the progress of the training loop to the daemon."""
+    """Sends progress to the daemon, that of the training loop with what is known of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, parking: Parking) -> None:
+        self._parking = parking
         self._held_out: float | None = None
-        self._last = time.monotonic()
         self._seconds_per_step: float | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """What took its time until now is no part of a step."""
+        self._last = time.monotonic()
+
+    def tell(self, progress: Progress) -> None:
+        """Send it."""
+        with self._parking.whole():
+            emit(progress)
 
     def on_step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """Report one optimiser step."""
@@ -76,25 +110,27 @@ class PipeReport:
         before = self._seconds_per_step
         self._seconds_per_step = seconds if before is None else before + SMOOTHING * (seconds - before)
         left = self._seconds_per_step * (total - step)
-        emit(Progress("train", step, total, loss, self._held_out, tokens_per_second, left, rss_bytes() / MIB))
+        rss_mb = rss_bytes() / MIB
+        self.tell(Progress("train", step, total, loss, self._held_out, tokens_per_second, left, rss_mb))
 
     def on_eval(self, epoch: int, held_out_loss: float) -> None:
-        """Remember the loss for the next step's report; what it took is no part of a step."""
+        """Remember the loss for the next step's report."""
         del epoch
         self._held_out = held_out_loss
-        self._last = time.monotonic()
+        self.begin()
 
 
-def run(job: Job) -> Iterator[Planned | Outcome | Reviewed]:
+def run(job: Job, parking: Parking | None = None) -> Iterator[Planned | Outcome | Reviewed]:
     """Carry out one job: yield its outcome and then, of a live adapter that passed, the review; or what it would cost.
 
-    Raises EdgepdError with the reason if it cannot be carried out.
+    Raises EdgepdError with the reason if it cannot be carried out, and ParkNow when `parking` is asked to park.
     """
-    emit(Progress("load"))
-    clock = _Clock()
+    parking = parking or Parking()
+    report, clock = PipeReport(parking), _Clock()
+    report.tell(Progress("load"))
     torch.set_num_threads(job.threads)
     settings = read_settings(job)
-    data = prepare_data(job, settings, lambda done, total: emit(Progress("replay", done, total)))
+    data = prepare_data(job, settings, lambda done, total: report.tell(Progress("replay", done, total)))
     with GGUFFile.open(Path(job.base)) as model:
         if (found := model.sha256()) != job.base_sha256:
             raise TrainingError(
@@ -107,7 +143,7 @@ def run(job: Job) -> Iterator[Planned | Outcome | Reviewed]:
             yield Planned(planner.as_dict(plan))
             return
         clock.lap("load_s")
-        trained = _train(job, decoder, recipe, data, plan)
+        trained = _train(job, decoder, recipe, data, plan, report, parking)
         delta = _delta(job, decoder)
         clock.lap("train_s")
         peak = peak_bytes()
@@ -120,20 +156,22 @@ def run(job: Job) -> Iterator[Planned | Outcome | Reviewed]:
         "train_peak_rss_mb": round(peak / MIB),
         "plan": planner.as_dict(plan),
     }
-    yield from _prove(job, data, delta, scores, clock)
+    yield from _prove(job, data, delta, scores, clock, report, parking)
 
 
-def _prove(job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: _Clock) -> Iterator[Outcome | Reviewed]:
+def _prove(
+    job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: _Clock, report: PipeReport, parking: Parking
+) -> Iterator[Outcome | Reviewed]:
     """Write the file, judge it, and review it: a live adapter when it is live already, anything else before."""
-    emit(Progress("write"))
+    report.tell(Progress("write"))
     written = _write(job, delta)
     clock.lap("write_s")
-    proof = prove(job, data, None, lambda done, total: emit(Progress("gate", done, total)))
+    proof = prove(job, data, lambda done, total: report.tell(Progress("gate", done, total)))
 
     def weaken(strength: float) -> None:
         written.update(_write(job, scaled(delta, strength)))
 
-    emit(Progress("gate"))
+    report.tell(Progress("gate"))
     verdict = proof.judge(weaken)
     if verdict.passed and job.kind == "baked":
         verdict = _checked(job, scaled(delta, verdict.scores["strength"]), data, verdict)
@@ -142,17 +180,20 @@ def _prove(job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: 
     passed, reason = verdict.passed, verdict.reason
     later = passed and job.kind == "live"
     if not later:
-        emit(Progress("review"))
+        report.tell(Progress("review"))
         found = proof.review(verdict.scores, abilities=passed)
         scores |= found.scores
         if passed and not found.kept:
             passed, reason = False, found.reason
         clock.lap("review_s")
     scores |= clock.laps | {"peak_rss_mb": round(peak_bytes() / MIB)}
-    _remove_checkpoints(Path(job.checkpoint_dir))
-    yield Outcome(passed, reason, scores, _sha256(Path(job.output)), {s.id: s.reason for s in data.skipped})
+    skipped = {s.id: s.reason for s in data.skipped}
+    outcome = Outcome(passed, reason, scores, _sha256(Path(job.output)), skipped)
+    with parking.whole():  # a run has an outcome, or can go on; never both, and never neither
+        yield outcome
+        _remove_checkpoints(Path(job.checkpoint_dir))
     if later:
-        emit(Progress("review"))
+        report.tell(Progress("review"))
         found = proof.review(verdict.scores)
         clock.lap("review_s")
         yield Reviewed(found.kept, found.reason, found.scores | clock.laps)
@@ -167,7 +208,9 @@ def _checked(job: Job, delta: Adapter, data: Data, verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, scores=verdict.scores | found)
 
 
-def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -> TrainResult:
+def _train(
+    job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan, report: PipeReport, parking: Parking
+) -> TrainResult:
     """Run the loop as planned, on from the active live adapter if there is one that fits."""
     planner.carry_out(plan, decoder)
     start = _start(job, decoder, recipe.config.rank)
@@ -175,15 +218,17 @@ def _train(job: Job, decoder: Decoder, recipe: Recipe, data: Data, plan: Plan) -
     config = dataclasses.replace(
         recipe.config, learning_rate=rate, micro_tokens=plan.micro_tokens, max_steps=plan.steps
     )
+    report.begin()
     return train(
         decoder,
         recipe.epochs,
         stopping_set(recipe, data),
         recipe.objective,
         config,
-        PipeReport(),
+        report,
         checkpoint_dir=Path(job.checkpoint_dir),
         start=start,
+        parking=parking,
     )
 
 

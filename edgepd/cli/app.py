@@ -17,6 +17,7 @@ import edgepd
 from edgepd.cli.adapters import adapters
 from edgepd.cli.ask import ask
 from edgepd.cli.backup import backup, backups, export, import_file, restore
+from edgepd.cli.budget import budget
 from edgepd.cli.chat import chat
 from edgepd.cli.compare import compare
 from edgepd.cli.config import config
@@ -29,6 +30,7 @@ from edgepd.cli.model import model
 from edgepd.cli.output import error_body
 from edgepd.cli.privacy import forget, receipts
 from edgepd.cli.profile import profile
+from edgepd.cli.service import service
 from edgepd.cli.status import status
 from edgepd.cli.survey import review, survey
 from edgepd.cli.train import train
@@ -72,14 +74,14 @@ def _explain(error: EdgepdError, as_json: bool) -> None:
 def main() -> None:
     """A personal language model that learns from its user, on the user's own machine.
 
-    Start the daemon with `edgepd daemon run`, talk to it with `edgepd chat`, correct it with `edgepd fix`, and let
-    it learn with `edgepd train`.
+    Start the daemon with `edgepd service install --now` or `edgepd daemon run`, talk to it with `edgepd chat`, and
+    correct it with `edgepd fix`; it learns by itself, or at once with `edgepd train`.
     """
 
 
 for command in (
     *(demo, chat, ask, good, bad, fix, rate, comment, prefer, report, undo, compare, review, survey),
-    *(train, watch, status, adapters, profile, remember, recall, facts, suggest),
-    *(forget, receipts, export, import_file, backup, backups, restore, doctor, model, config, daemon),
+    *(train, watch, status, budget, adapters, profile, remember, recall, facts, suggest),
+    *(forget, receipts, export, import_file, backup, backups, restore, doctor, model, config, daemon, service),
 ):
     main.add_command(command)

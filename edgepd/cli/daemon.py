@@ -29,6 +29,8 @@ def run(overrides: tuple[str, ...], log_level: str | None) -> None:
     """Serve the model in the foreground until SIGTERM or Ctrl-C."""
     options = [word for override in overrides for word in ("--set", override)]
     options += ["--log-level", log_level] if log_level else []
+    # Ignored until the daemon has its own handler: without one it would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # -P: a json.py in the current directory must not be taken for the standard one.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "edgepd_daemon", *options])  # noqa: S606 (no shell)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from edgepd.client import Client
 from edgepd.config import paths
 from edgepd.errors import EdgepdError, RequestError
+from edgepd_daemon.listener import find_socket
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,7 +33,7 @@ def json_option(command: Command) -> Command:
 
 def connect() -> Client:
     """Return a client of this user's daemon. Raises ConfigError if the socket's path is impossible."""
-    return Client(paths().socket)
+    return Client(find_socket(paths()))
 
 
 def show(value: Any, text: str, as_json: bool) -> None:

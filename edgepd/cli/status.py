@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgepd.cli.budget import learning, usage
 from edgepd.cli.output import columns, connect, duration, json_option, mebibytes, show
 from edgepd.cli.train import numbers_of, stage_of
 from edgepd.client import Json
@@ -48,6 +49,7 @@ def _text(found: Json) -> str:
         ("feedback", f"{_feedback(profile)}; {profile['examples']} examples to learn from"),
         *(("observed", text) for text in (_counted(profile, OBSERVED),) if text),
         ("training", _training(found["training"])),
+        *_budget(found.get("budget")),
         ("memory", mebibytes(found["memory"]["rss_bytes"])),
     ]
     lines = [columns(rows)]
@@ -89,6 +91,11 @@ def _tokens(engine: Json) -> str:
 
 def _switches(engine: Json) -> str:
     return f"{engine['switches']}, the last in {engine['last_switch_ms']:.2f} ms" if engine["switches"] else "0"
+
+
+def _budget(budget: Json | None) -> list[tuple[str, str]]:
+    """Return what there is to say of the budget; an older daemon says nothing of it."""
+    return [("learning", learning(budget)), ("budget", usage(budget))] if budget else []
 
 
 def _training(training: Json) -> str:

@@ -143,6 +143,7 @@ def verdict(run: Json) -> str:
     """Describe a run for people: its state, the reason, and the numbers that decided."""
     heads = {
         "running": f"run {run['id']} has started; edgepd watch shows how it goes",
+        "parked": f"parked: {run.get('reason') or 'no reason was given'}; what was done is kept, and it goes on later",
         "promoted": f"promoted: generation {run.get('generation')} ({run['kind']}) is live",
     }
     lines = [heads.get(run["state"], f"{run['state']}: {run.get('reason') or 'no reason was given'}")]

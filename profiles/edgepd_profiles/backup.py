@@ -40,6 +40,7 @@ STAMP = "%Y%m%d-%H%M%S"  # UTC, so that names sort by time
 BACKUP, ASIDE = "profile-", "replaced-"
 TEMPORARY, RESTORED = ".backup.tmp", ".restored.tmp"
 LOCK = ".lock"
+DAMAGED = "*.db.damaged-*"
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,17 @@ def listing(directory: Path) -> list[Backup]:
 
 
 def remove_all(directory: Path) -> list[Path]:
-    """Delete every backup, every profile that was kept aside, and one that is being made. Returns what is gone."""
+    """Delete every backup, every profile that was kept aside, and one that is being made. Returns what is gone.
+
+    Damaged profiles that were put aside beside the profile (rescue.py) have the same text in them, and go too.
+    """
     # In this order: a backup that is finished in between fails for want of its temporary file, or is found after it.
     _remove(directory / TEMPORARY)
     _remove(directory / RESTORED)  # what a restore that was killed has left
     gone = []
-    for path in sorted([*directory.glob(f"{BACKUP}*.db*"), *directory.glob(f"{ASIDE}*.db*")]):
+    for path in sorted(
+        [*directory.glob(f"{BACKUP}*.db*"), *directory.glob(f"{ASIDE}*.db*"), *directory.parent.glob(DAMAGED)]
+    ):
         path.unlink(missing_ok=True)
         gone.append(path)
     if gone:

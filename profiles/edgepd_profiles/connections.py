@@ -15,6 +15,7 @@ from pathlib import Path
 from edgepd.errors import StoreError
 
 BUSY_TIMEOUT_S = 5.0
+CHECKED_AT_ONCE = 256 * 2**20  # bytes; a larger file is checked while the daemon serves already (see rescue.py)
 LARGE_WAL = 64 * 2**20  # bytes, beyond which it does not grow without being moved: a few transactions may write as much
 
 # By primary SQLite result code; anything else is a programming error and keeps its own class.

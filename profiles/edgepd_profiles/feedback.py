@@ -18,7 +18,7 @@ from typing import Any
 
 from edgepd.errors import ConflictError, RequestError
 from edgepd_profiles import interactions, profile
-from edgepd_profiles.feedback_kinds import CHANNELS, KINDS, Feedback, channel_of, satisfaction
+from edgepd_profiles.feedback_kinds import CHANNELS, COLUMNS, KINDS, Feedback, channel_of, satisfaction
 from edgepd_profiles.rows import fetch
 
 __all__ = [
@@ -173,7 +173,7 @@ def remove(conn: sqlite3.Connection, interaction_id: str, kind: str | None = Non
 def of(conn: sqlite3.Connection, interaction_id: str) -> list[Feedback]:
     """Return the feedback on one interaction, ordered by kind. Raises NotFoundError if it is unknown."""
     interactions.get(conn, interaction_id)
-    rows = fetch(conn, "SELECT * FROM feedback WHERE interaction = ? ORDER BY kind", (interaction_id,))
+    rows = fetch(conn, f"SELECT {COLUMNS} FROM feedback WHERE interaction = ? ORDER BY kind", (interaction_id,))  # noqa: S608
     return [_from_row(row) for row in rows]
 
 
@@ -193,12 +193,13 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 def _set(conn: sqlite3.Connection, given: Feedback) -> Feedback:
     _refuse_unless_ended(conn, given.interaction)
     key = (given.interaction, given.kind)
-    before = [_from_row(row) for row in fetch(conn, "SELECT * FROM feedback WHERE (interaction, kind) = (?, ?)", key)]
+    known = fetch(conn, f"SELECT {COLUMNS} FROM feedback WHERE (interaction, kind) = (?, ?)", key)  # noqa: S608
+    before = [_from_row(row) for row in known]
     if before and _content(before[0]) == _content(given):
         return before[0]
     with profile.refolded(conn, given.interaction):
         conn.execute(
-            "INSERT OR REPLACE INTO feedback (interaction, kind, value, text, source, at) VALUES (?, ?, ?, ?, ?, ?)",
+            f"INSERT OR REPLACE INTO feedback ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own names
             (*key, given.value, given.text, given.source, given.at),
         )
     return given

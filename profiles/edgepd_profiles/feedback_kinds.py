@@ -22,6 +22,7 @@ CHANNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 KINDS = tuple(kind for kinds in CHANNELS.values() for kind in kinds)
+COLUMNS = "interaction, kind, value, text, source, at"  # of the table, as Feedback has them; it has more
 
 # What a kind without a value says of the answer, in [-1, 1]. Only what the user says in so many words counts fully.
 # The numbers are our own: no paper has any.

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from edgepd_profiles import apps, features, interactions
-from edgepd_profiles.feedback_kinds import Feedback
+from edgepd_profiles.feedback_kinds import COLUMNS, Feedback
 from edgepd_profiles.rows import fetch
 
 ERA = 16  # half-lives; within one, weights differ by a factor of 2^16 at most
@@ -182,7 +182,7 @@ def _feedback(conn: sqlite3.Connection, ids: Collection[str]) -> dict[str, list[
     given = defaultdict(list)
     rows = fetch(
         conn,
-        "SELECT * FROM feedback WHERE interaction IN (SELECT value FROM json_each(?)) ORDER BY kind",
+        f"SELECT {COLUMNS} FROM feedback WHERE interaction IN (SELECT value FROM json_each(?)) ORDER BY kind",  # noqa: S608
         (json.dumps(list(ids)),),
     )
     for row in rows:

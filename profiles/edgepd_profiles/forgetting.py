@@ -85,6 +85,7 @@ EMPTIED = (  # what goes with everything; feedback, embeddings, bins, questions 
     "pools",
     "lexicons",
     "wanted_runs",
+    "decisions",
 )
 
 

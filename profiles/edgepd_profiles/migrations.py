@@ -20,6 +20,7 @@ import sqlite3
 from datetime import UTC, datetime
 
 from edgepd.errors import StoreError
+from edgepd_profiles.living_schema import FEEDBACK_SEQ, LIVING_TABLES
 from edgepd_profiles.profile_schema import PROFILE_TABLES, SEARCH
 from edgepd_profiles.rows import last_user_text
 
@@ -209,7 +210,13 @@ def m006_profile(db: sqlite3.Connection) -> None:
         db.execute(table)
 
 
-STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health, m006_profile)
+def m007_living(db: sqlite3.Connection) -> None:
+    """What the scheduler has to remember: the order of feedback, what of it was learned, days, and decisions."""
+    for statement in (*FEEDBACK_SEQ, *LIVING_TABLES):
+        db.execute(statement)
+
+
+STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health, m006_profile, m007_living)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

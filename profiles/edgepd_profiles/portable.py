@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 from edgepd.errors import RequestError
 from edgepd_profiles import apps, facts, interactions
-from edgepd_profiles.feedback_kinds import Feedback
+from edgepd_profiles.feedback_kinds import COLUMNS, Feedback
 from edgepd_profiles.portable_line import ExchangeLine, FactLine, exchange_line, fact_line, read_line
 from edgepd_profiles.rows import fetch
 
@@ -65,7 +65,7 @@ def _batch(conn: sqlite3.Connection, viewer: str | None, after: int) -> tuple[li
     ).fetchall()
     lines = []
     for _, name in rows:
-        given = fetch(conn, "SELECT * FROM feedback WHERE interaction = ? ORDER BY kind", (name,))
+        given = fetch(conn, f"SELECT {COLUMNS} FROM feedback WHERE interaction = ? ORDER BY kind", (name,))  # noqa: S608
         lines.append(exchange_line(interactions.get(conn, name), [Feedback(**row) for row in given]))
     return lines, rows[-1][0] if rows else after
 

@@ -56,7 +56,9 @@ def next_question(conn: sqlite3.Connection, per_day: int, now: float, viewer: st
 
 def left_today(conn: sqlite3.Connection, per_day: int, now: float) -> int:
     """Return how many new questions may still be asked in the 24 hours that end `now`."""
-    asked = conn.execute("SELECT count(*) FROM questions WHERE asked_at > ?", (now - DAY_S,)).fetchone()[0]
+    # Not those from after `now`: the clock was wrong then, and would keep the next question away for as long.
+    sql = "SELECT count(*) FROM questions WHERE asked_at > ? AND asked_at <= ?"
+    asked = conn.execute(sql, (now - DAY_S, now)).fetchone()[0]
     return max(0, per_day - int(asked))
 
 

@@ -117,7 +117,10 @@ def wanted(conn: sqlite3.Connection) -> list[Wanted]:
 
 
 def settled(conn: sqlite3.Connection, kind: str) -> bool:
-    """Note that a wanted run was made, or cannot be; return whether it was wanted."""
+    """Note that a run of this kind was judged (promoted or rejected), or cannot be made; return whether it was wanted.
+
+    Not when it starts: a run that is killed leaves the wish as it was.
+    """
     return conn.execute("DELETE FROM wanted_runs WHERE kind = ?", (kind,)).rowcount > 0
 
 

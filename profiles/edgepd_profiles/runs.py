@@ -1,5 +1,7 @@
 """Training runs: what was tried, when, with which result.
 
+The idea: a run is judged (`promoted`, `rejected`), it saved its state and ended, to go on in a run of its own later
+(`parked`), or it came to nothing (`failed` by itself, `interrupted` from outside).
 The invariant: at most one run is in state `running`; an ended run never changes.
 What this does not do: start or stop the trainer, or hold a generation (see registry.py).
 """
@@ -17,12 +19,22 @@ from edgepd.errors import ConflictError, NotFoundError
 from edgepd_profiles.rows import canonical_json, fetch, finite
 
 KINDS = ("live", "baked")
-FINAL_STATES = ("promoted", "rejected", "failed", "interrupted")
+FINAL_STATES = ("promoted", "rejected", "failed", "interrupted", "parked")
+STOPPERS = ("user", "edgepd")
+ASKED = "asked"  # among the numbers of a parked run: the user waits for it
+
+_FAILURES = """
+    FROM runs WHERE id > coalesce((SELECT max(id) FROM runs WHERE state IN ('promoted', 'rejected')), 0)
+        AND (state = 'failed' OR state = 'interrupted' AND stopped_by IS NULL)
+"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; `generation` is what it produced, if anything. Times are unix seconds."""
+    """One training run; `generation` is what it produced, if anything. Times are unix seconds.
+
+    `stopped_by` says who stopped a run that was interrupted, if somebody meant to: one of STOPPERS.
+    """
 
     id: int
     kind: str
@@ -33,6 +45,7 @@ class Run:
     generation: int | None
     reason: str
     numbers: dict[str, Any]
+    stopped_by: str | None = None
 
 
 def start_run(conn: sqlite3.Connection, kind: str, parent_generation: int | None, *, at: float | None = None) -> Run:
@@ -61,22 +74,29 @@ def finish_run(
     generation: int | None = None,
     reason: str = "",
     numbers: Mapping[str, Any] | None = None,
+    stopped_by: str | None = None,
     at: float | None = None,
 ) -> Run:
     """Give a running run its final state (one of FINAL_STATES).
 
+    One that is interrupted without `stopped_by` counts as a failure, for then something killed it.
     Raises NotFoundError for an unknown run and ConflictError for one that has ended.
     """
     if state not in FINAL_STATES:
         raise ValueError(f"run state {state!r} is not final; use one of {', '.join(FINAL_STATES)}")
+    if stopped_by is not None and (state != "interrupted" or stopped_by not in STOPPERS):
+        raise ValueError(
+            f"a run that is {state} cannot be stopped by {stopped_by!r}; only an interrupted one can be, and only by "
+            f"one of {', '.join(STOPPERS)}"
+        )
     changed = conn.execute(
         """
-        UPDATE runs SET state = ?, ended_at = ?, generation = ?, reason = ?, numbers = ?
+        UPDATE runs SET state = ?, ended_at = ?, generation = ?, reason = ?, numbers = ?, stopped_by = ?
         WHERE id = ? AND state = 'running'
         """,
         (
             state, time.time() if at is None else at, generation, reason,
-            canonical_json(finite(dict(numbers or {}))), run_id,
+            canonical_json(finite(dict(numbers or {}))), stopped_by, run_id,
         ),
     ).rowcount  # fmt: skip
     run = get_run(conn, run_id)
@@ -98,8 +118,44 @@ def runs(conn: sqlite3.Connection, limit: int) -> list[Run]:
     return [_from_row(row) for row in fetch(conn, "SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,))]
 
 
+def failures_in_a_row(conn: sqlite3.Connection) -> int:
+    """Return how many runs of any kind came to nothing since the last one that was judged.
+
+    Those are the failed ones and the ones that something killed. Parked ones do not count, and neither do those that
+    the user or edgepd stopped; nor do they end the row.
+    """
+    (count,) = conn.execute(f"SELECT count(*) {_FAILURES}").fetchone()
+    return int(count)
+
+
+def last_judged(conn: sqlite3.Connection) -> int:
+    """Return the id of the newest run that was judged, 0 if none was."""
+    (found,) = conn.execute("SELECT max(id) FROM runs WHERE state IN ('promoted', 'rejected')").fetchone()
+    return int(found or 0)
+
+
+def last_failure(conn: sqlite3.Connection) -> float | None:
+    """Return when the newest of `failures_in_a_row` ended, in unix seconds; None if there is none."""
+    (found,) = conn.execute(f"SELECT max(ended_at) {_FAILURES}").fetchone()
+    return None if found is None else float(found)
+
+
+def parked(conn: sqlite3.Connection) -> str | None:
+    """Return the kind of the run that was parked and has not gone on since, None if there is none."""
+    row = conn.execute("SELECT kind, state FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+    return str(row[0]) if row is not None and row[1] == "parked" else None
+
+
+def parked_as_asked(conn: sqlite3.Connection) -> bool:
+    """Return whether that run is one that the user had asked for: it has the number ASKED."""
+    newest = runs(conn, 1)
+    return bool(newest) and newest[0].state == "parked" and bool(newest[0].numbers.get(ASKED))
+
+
 def mark_interrupted_runs(conn: sqlite3.Connection, *, at: float | None = None) -> int:
     """Close what an earlier process left running; return how many runs there were.
+
+    It counts as a failure: a daemon that ends by itself leaves none, so this one was killed, maybe by what was trained.
 
     A generation that was still in training then has no file that can be trusted, and becomes rejected.
     """

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from edgepd.errors import StoreError
 from edgepd_profiles import migrations, scrubbing
 from edgepd_profiles.connections import (
+    CHECKED_AT_ONCE,
     LARGE_WAL,
     beside,
     connect,
@@ -66,8 +67,8 @@ class Store:
     def open(cls, path: Path) -> Store:
         """Open the profile, creating it (0600, its directory 0700) or migrating it as needed.
 
-        After an unclean exit the file is checked first. Raises StoreError if it cannot be opened, is corrupt,
-        or was written by a newer edgepd.
+        After an unclean exit the file is checked first, unless it is so large that this takes long. Raises StoreError
+        if it cannot be opened, is corrupt, or was written by a newer edgepd.
         """
         path = path.absolute()
         unclean = has_content(beside(path, "-wal"))
@@ -78,7 +79,7 @@ class Store:
         with explained_errors(path):
             connection = connect(path)
             try:
-                if unclean:
+                if unclean and path.stat().st_size <= CHECKED_AT_ONCE:
                     quick_check(connection, path)
                 migrations.migrate(connection)
             except BaseException:

@@ -56,10 +56,10 @@ def next_question(conn: sqlite3.Connection, app: str | None, now: float, enabled
     if not enabled:
         return None
     conn.execute(
-        "UPDATE surveys SET outcome = 'expired' WHERE outcome IS NULL AND asked_at <= ?",
-        (now - DAY_S,),
+        "UPDATE surveys SET outcome = 'expired' WHERE outcome IS NULL AND (asked_at <= ? OR asked_at > ?)",
+        (now - DAY_S, now + DAY_S),
     )
-    last = _last(conn)
+    last = _last(conn, now)
     if last is not None and last.asked_at > now - DAY_S:
         return last if last.outcome is None and app in (None, last.app) else None
     if not _enough_answers(conn, app, 0.0 if last is None else last.asked_at):
@@ -154,8 +154,11 @@ def _open_to_change(conn: sqlite3.Connection, survey_id: str) -> Survey:
     return survey
 
 
-def _last(conn: sqlite3.Connection) -> Survey | None:
-    rows = fetch(conn, "SELECT * FROM surveys ORDER BY asked_at DESC, rowid DESC LIMIT 1")
+def _last(conn: sqlite3.Connection, now: float) -> Survey | None:
+    """Return the last survey; one from more than a day ahead was asked by a wrong clock, and must not delay others."""
+    rows = fetch(
+        conn, "SELECT * FROM surveys WHERE asked_at <= ? ORDER BY asked_at DESC, rowid DESC LIMIT 1", (now + DAY_S,)
+    )
     return Survey(**rows[0]) if rows else None
 
 

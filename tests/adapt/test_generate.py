@@ -14,6 +14,7 @@ import pytest
 
 from edgepd.adapt import generate as module
 from edgepd.adapt.generate import SEQUENCES, Answer, generate
+from edgepd.adapt.parking import ParkNow
 from edgepd.llama import LoraAdapter, Model
 from edgepd_quant.types import GGMLType
 from tests.daemon.adapters import random_lora
@@ -86,23 +87,18 @@ def test_an_answer_ends_with_a_token_that_is_no_part_of_it(model: Model) -> None
     ]
 
 
-def test_it_asks_before_each_step_and_tells_after_it(model: Model) -> None:
+def test_it_tells_after_each_step(model: Model) -> None:
     told: list[tuple[int, int]] = []
-    asked: list[int] = []
-    generate(
-        model, PROMPTS[:3], [2, 2, 2], likeliest, 1,
-        pace=lambda: asked.append(len(told)), progress=lambda done, total: told.append((done, total)),
-    )  # fmt: skip
+    generate(model, PROMPTS[:3], [2, 2, 2], likeliest, 1, progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]  # one prompt joins per step, and each takes two
-    assert asked == [0, 1, 2, 3]
 
 
 def test_whoever_stops_it_is_heard(model: Model) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
+    def stop(done: int, total: int) -> None:
+        raise ParkNow
 
-    with pytest.raises(KeyboardInterrupt):
-        generate(model, PROMPTS[:3], [2, 2, 2], likeliest, 1, pace=stop)
+    with pytest.raises(ParkNow):
+        generate(model, PROMPTS[:3], [2, 2, 2], likeliest, 1, progress=stop)
 
 
 def test_the_text_of_a_cut_character_is_left_out(model: Model) -> None:

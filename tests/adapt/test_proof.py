@@ -86,7 +86,7 @@ def encoded(base: Path, examples: Sequence[JobExample], max_tokens: int = 256) -
 
 def proof_of(base: Path, directory: Path, **fields: Any) -> Proof:
     job = job_for(base, directory, **fields)
-    return prove(job, data_of(base, job, job.held_out), None, None)
+    return prove(job, data_of(base, job, job.held_out), None)
 
 
 def data_of(base: Path, job: Job, held_out: Sequence[JobExample]) -> Data:
@@ -171,7 +171,7 @@ def test_answers_of_one_conversation_belong_together(base: Path, tmp_path: Path)
 
 def test_an_example_that_did_not_fit_is_not_judged(base: Path, tmp_path: Path) -> None:
     job = job_for(base, tmp_path)
-    proof = prove(job, data_of(base, job, HELD_OUT[1:]), None, None)
+    proof = prove(job, data_of(base, job, HELD_OUT[1:]), None)
     assert [e.id for e in proof.prompts.retrieval] == ["i_2", "i_3"]
     assert proof.trial.groups == ["c_1", "i_3"]
 

@@ -48,6 +48,46 @@ HEALTH: Json = {
     "model": "tiny",
     "generation": 3,
 }
+READINGS: Json = {
+    "at": 2000.0,
+    "minute_of_day": 600,
+    "busy": False,
+    "idle_s": 12.0,
+    "on_ac": True,
+    "battery_percent": 62.0,
+    "temperature_c": 56.4,
+    "other_cpu_percent": 12.5,
+    "available_mb": 3210.0,
+    "memory_pressure": 0.0,
+    "io_pressure": 0.25,
+    "free_disk_mb": 51200.0,
+    "trainer_rss_mb": None,
+}
+DECISION: Json = {
+    "at": 1990.0,
+    "action": "wait",
+    "constraint": "",
+    "reason": "1.5 of the weight 4 of new feedback that starts a short run",
+    "kind": None,
+    "due": False,
+}
+BUDGET: Json = {  # what all faces of it have in common
+    "preset": "laptop",
+    "automatic": True,
+    "paused": False,
+    "paused_until": None,
+    "decision": DECISION,
+    "today": {"at_work_s": 726.0, "limit_s": 3600.0, "cpu_s": 600.0},
+}
+FULL_BUDGET: Json = {
+    **BUDGET,
+    "decisions": [DECISION, {**DECISION, "at": 1000.0, "action": "start", "reason": "12 examples are new"}],
+    "readings": READINGS,
+    "demand": {"live_weight": 1.5, "baked_weight": 12.0, "examples": 40, "forgotten": None},
+    "trainer": None,
+    "limits": {"preset": "laptop", "automatic": True, "cpu_percent": 50.0, "ac_only": True, "quiet_hours": ""},
+    "origins": {"preset": "default", "automatic": "default", "cpu_percent": "config.toml", "ac_only": "default"},
+}
 STATUS: Json = {
     "version": "0.1.0",
     "pid": 4711,
@@ -83,6 +123,7 @@ STATUS: Json = {
     },
     "profile": {"interactions": 40, "thumb_up": 3, "thumb_down": 1, "edit": 12, "examples": 13},
     "training": {"run": None, "progress": None},
+    "budget": {**BUDGET, "battery": {"percent": 62.0, "on_ac": True}},
     "memory": {"rss_bytes": 180 * 2**20},
     "needs_restart": [],
     "problems": [],
@@ -99,6 +140,33 @@ ACTIVITY: Json = {
         "tokens_generated": 900,
     },
     "training": {"run": None, "progress": None, "last": None},
+    "curve": [],
+    "budget": {name: value for name, value in FULL_BUDGET.items() if name != "origins"},
+    "generations": [
+        {
+            "id": 3,
+            "kind": "live",
+            "state": "active",
+            "active": True,
+            "created_at": 1400.0,
+            "held_out_before": 3.2154,
+            "held_out_after": 2.9,
+        },
+        {
+            "id": 1,
+            "kind": "base",
+            "state": "retired",
+            "active": False,
+            "created_at": 1000.0,
+            "held_out_before": None,
+            "held_out_after": None,
+        },
+    ],
+    "feedback": [
+        {"at": 1800.0, "kind": "edit", "value": None, "app": "editor"},
+        {"at": 1000.0, "kind": "thumb", "value": 1, "app": ""},
+    ],
+    "memory": {"rss_bytes": 180 * 2**20},
     "problems": [],
 }
 PLAIN: Json = {  # what generations have in common here

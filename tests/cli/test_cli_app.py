@@ -34,12 +34,15 @@ def test_commands_are_these() -> None:
     assert sorted(" ".join(path) for path, _ in commands(main)) == [
         *("adapters bake", "adapters delete", "adapters diff", "adapters export", "adapters import", "adapters list"),
         *("adapters merge", "adapters pin", "adapters rollback", "adapters show", "adapters unpin", "adapters use"),
-        *("ask", "backup", "backups", "bad", "chat", "comment", "compare", "config show"),
+        *("ask", "backup", "backups", "bad", "budget pause", "budget resume", "budget show", "chat", "comment"),
+        *("compare", "config show"),
         *("daemon reload", "daemon run", "daemon stop", "demo", "doctor", "export", "facts", "fix", "forget", "good"),
         *("import", "model add", "model list", "model remove", "model use", "prefer"),
         *("profile apps", "profile channels", "profile edit", "profile pin", "profile reset", "profile rules"),
         *("profile selection", "profile show", "profile unpin", "rate", "recall", "receipts", "remember", "report"),
-        *("restore", "review", "status", "suggest", "survey", "train", "undo", "watch"),
+        *("restore", "review", "service install", "service logs", "service restart", "service start"),
+        *("service status", "service stop", "service uninstall"),
+        *("status", "suggest", "survey", "train", "undo", "watch"),
     ]
 
 
@@ -82,6 +85,9 @@ def test_python_dash_m_edgepd_is_the_same_program() -> None:
         (("bad",), None),
         (("fix", "--text", "x"), None),
         (("undo",), None),
+        (("budget", "show"), None),
+        (("budget", "pause", "2h"), None),
+        (("budget", "resume"), None),
         (("train",), None),
         (("train", "--plan"), None),
         (("watch",), None),
@@ -107,7 +113,7 @@ def test_daemon_not_running(edgepd: Edgepd, args: tuple[str, ...], stdin: str | 
     assert result.exit_code == 3
     assert result.stdout == ""
     assert result.stderr.startswith("Error: no daemon answers on ")
-    assert result.stderr.endswith("; start one with: edgepd daemon run\n")
+    assert result.stderr.endswith("; start one with: edgepd service start, or edgepd daemon run\n")
 
 
 @pytest.mark.parametrize(

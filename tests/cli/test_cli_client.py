@@ -31,7 +31,10 @@ def test_missing_socket_says_how_to_start_the_daemon(home: Path) -> None:
     socket = home / "run" / "edgepd.sock"
     with Client(socket) as client, pytest.raises(DaemonNotRunningError) as raised:
         client.health()
-    assert str(raised.value) == f"no daemon answers on {socket}; start one with: edgepd daemon run"
+    assert (
+        str(raised.value)
+        == f"no daemon answers on {socket}; start one with: edgepd service start, or edgepd daemon run"
+    )
 
 
 def test_socket_of_a_dead_daemon_counts_as_not_running(daemon: FakeDaemon) -> None:

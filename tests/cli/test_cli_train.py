@@ -1,4 +1,4 @@
-"""`edgepd train` and `status`."""
+"""`edgepd train`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from edgepd.cli.output import duration, moment
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import NUMBERS, RUN, STATUS, FakeDaemon, Json, Reply, error
+from tests.cli.fake_daemon import NUMBERS, RUN, FakeDaemon, Json, Reply, error
 
 START = "POST /edgepd/v1/training"
 PLAN = "POST /edgepd/v1/training/plan"
@@ -59,6 +59,13 @@ def test_not_promoted_ends_with_7(trainer: FakeDaemon, edgepd: Edgepd, state: st
     result = edgepd("train", "--baked")
     assert (result.exit_code, result.stdout, result.stderr) == (7, f"{state}: held-out loss rose\n", "")
     assert trainer.asked("/edgepd/v1/training") == [{"kind": "baked"}]
+
+
+def test_a_run_that_was_parked_says_that_it_goes_on_later(trainer: FakeDaemon, edgepd: Edgepd) -> None:
+    ends(trainer, state="parked", reason="another program needs the memory")
+    result = edgepd("train")
+    expected = "parked: another program needs the memory; what was done is kept, and it goes on later\n"
+    assert (result.exit_code, result.stdout) == (7, expected)
 
 
 def test_json(trainer: FakeDaemon, edgepd: Edgepd) -> None:
@@ -156,75 +163,6 @@ def test_a_plan_that_is_refused_ends_with_7(daemon: FakeDaemon, edgepd: Edgepd) 
     result = edgepd("train", "--plan")
     assert (result.exit_code, result.stdout) == (7, "")
     assert result.stderr == "Error: no plan fits into 100 MiB; the nearest needs 240 MiB\n"
-
-
-def status_lines(daemon: FakeDaemon, edgepd: Edgepd, **changed: object) -> dict[str, str]:
-    """What `edgepd status` says, by the words at the start of the line."""
-    daemon.on("GET /edgepd/v1/status", {**STATUS, **changed})
-    rows = [line.split("  ", 1) for line in edgepd("status").stdout.splitlines() if "  " in line]
-    return {name: value.strip() for name, value in rows}
-
-
-def test_status(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    daemon.on("GET /edgepd/v1/status", STATUS)
-    result = edgepd("status")
-    assert result.exit_code == 0
-    assert result.stdout == (
-        "daemon        0.1.0, pid 4711, up 1 h 2 min\n"
-        "listens on    /run/edgepd.sock\n"
-        "model         tiny (/models/tiny.gguf)\n"
-        "generation    3 (live)\n"
-        "engine        ready; threads: 2, slots: 4\n"
-        "in memory     tiny.gguf, 98 MiB, for 4 min 3 s more if nobody asks\n"
-        "answers       1 running, 2 waiting\n"
-        "tokens        900 generated, 1200 in prompts, of which 300 came from the cache\n"
-        "switches      5, the last in 0.21 ms\n"
-        "interactions  40\n"
-        "feedback      3 thumbs up, 1 down, 12 corrections; 13 examples to learn from\n"
-        "training      none yet\n"
-        "memory        180 MiB\n"
-    )
-    assert json.loads(edgepd("status", "--json").stdout) == STATUS
-
-
-@pytest.mark.parametrize(
-    ("engine", "text"),
-    [
-        ({"state": "unloaded", "models": []}, "no model loaded; the next request loads it; threads: 2, slots: 4"),
-        ({"state": "loading", "loading_percent": 41.6}, "loading the model, 42 %; threads: 2, slots: 4"),
-        ({"state": "failed"}, "failed; the log of the daemon says why; threads: 2, slots: 4"),
-    ],
-)
-def test_status_of_the_engine(daemon: FakeDaemon, edgepd: Edgepd, engine: Json, text: str) -> None:
-    lines = status_lines(daemon, edgepd, engine={**STATUS["engine"], **engine})
-    assert lines["engine"] == text
-    assert ("in memory" in lines) is (engine.get("models") != [])
-
-
-def test_status_of_a_daemon_that_stops(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    assert status_lines(daemon, edgepd, draining=True)["engine"] == "stopping; threads: 2, slots: 4"
-
-
-def test_status_of_a_loopback_port_and_a_model_that_stays(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    model = {"path": "/models/tiny.gguf", "size_bytes": 2**20, "expires_in_s": None}
-    engine = {**STATUS["engine"], "models": [model], "cached_tokens": 0, "switches": 0, "last_switch_ms": 0.0}
-    lines = status_lines(daemon, edgepd, tcp_port=4000, engine=engine)
-    assert lines["listens on"] == "/run/edgepd.sock and 127.0.0.1:4000"
-    assert lines["in memory"] == "tiny.gguf, 1 MiB, stays"
-    assert lines["tokens"] == "900 generated, 1200 in prompts"
-    assert lines["switches"] == "0"
-
-
-def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    busy = {"training": {"run": RUN, "progress": PROGRESS}, "problems": ["the disk is full", "restart it"]}
-    assert status_lines(daemon, edgepd, **busy)["training"] == (
-        "run r1 (live) running: train 3/10, loss 3.100, held-out 3.250, 180 tokens/s, 512 MiB, 1 min 15 s left"
-    )
-    assert edgepd("status").stdout.splitlines()[-2:] == ["Problem: the disk is full", "Problem: restart it"]
-    loading = {"training": {"run": RUN, "progress": {"stage": "load", "done": 0, "total": 0}}}
-    assert status_lines(daemon, edgepd, **loading)["training"] == "run r1 (live) running: load"
-    ended = {"training": {"run": {**RUN, "state": "rejected", "reason": "worse"}, "progress": None}}
-    assert status_lines(daemon, edgepd, **ended)["training"] == "run r1 (live) rejected: worse"
 
 
 @pytest.mark.parametrize(

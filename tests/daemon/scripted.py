@@ -40,6 +40,7 @@ from edgepd_profiles.registry import Generation
 from edgepd_profiles.store import Store
 from tests.daemon.running import short_directory, wait_for
 from tests.daemon.scripted_engine import ScriptedEngine
+from tests.daemon.supervised import FakeSupervisor
 
 BASE_SHA256 = "ab" * 32
 
@@ -192,6 +193,7 @@ def _services(directory: Path, engine: Any, generations: Any, store: Store, fiel
         "recorder": recorder,
         "exchanges": Exchanges(engine, generations, recorder, personaliser),
         "personaliser": personaliser,
+        "supervisor": FakeSupervisor(),
         "load_settings": Settings,
     } | fields
     for part in dataclasses.fields(Services):

@@ -14,6 +14,7 @@ from edgepd.settings import Settings
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.engine.types import EngineStatus
 from tests.daemon.scripted import Scripted, scripted
+from tests.daemon.supervised import FakeSupervisor
 
 QUESTION = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -22,6 +23,8 @@ QUESTION = {"messages": [{"role": "user", "content": "Hi"}]}
 def api() -> Iterator[Scripted]:
     trainer = SimpleNamespace(run=None, progress=None, _settings=Settings())
     with scripted(trainer=trainer, load_settings=Settings) as served:
+        services: Any = served.services
+        services.supervisor = FakeSupervisor()
         yield served
 
 

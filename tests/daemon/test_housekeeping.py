@@ -1,6 +1,6 @@
 """The passes that the daemon makes over the profile while nobody asks anything: each step, and that none is in the way.
 
-The real profile and exchanges over a scripted engine; the trainer only notes what is started, but for one test.
+The real profile and exchanges over a scripted engine.
 """
 
 from __future__ import annotations
@@ -11,24 +11,21 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
-from edgepd.adapt.job import Refused
-from edgepd.errors import ConflictError, StoreError, TrainingError
+from edgepd.errors import StoreError
 from edgepd.settings import Keep, Select, Settings
 from edgepd_daemon import housekeeping
 from edgepd_daemon.embedding import Embedding
 from edgepd_daemon.housekeeping import Housekeeper
 from edgepd_daemon.pairing import Pairing
-from edgepd_profiles import backup, feedback, forgetting, interactions, profile, runs, similar_pairs
+from edgepd_profiles import backup, feedback, interactions, profile, similar_pairs
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.selection import bins
 from tests.daemon.scripted import Scripted, scripted
-from tests.daemon.training_parts import Parts, with_parts
 
 T = TypeVar("T")
 DAY = 86_400.0
@@ -36,39 +33,27 @@ NO_BACKUPS = Keep(backup_days=0)
 PAIR = "Question: When do otters sleep in winter?\nAnswer: Otters sleep at night in winter."
 
 
-class NotingTrainer:
-    """Starts nothing, and notes what it should have started."""
-
-    def __init__(self) -> None:
-        self.run: Any = None
-        self.started: list[str] = []
-        self.refuses: Exception | None = None
-
-    async def start(self, kind: str) -> Any:
-        if self.refuses is not None:
-            raise self.refuses
-        self.started.append(kind)
-        return SimpleNamespace(id=7)
-
-
 class House:
     """A housekeeper over the parts of a scripted daemon."""
 
     def __init__(self, served: Scripted) -> None:
         self.served = served
-        self.trainer = NotingTrainer()
-        trainer: Any = self.trainer
+        self.finished = 0
         self.backups = served.store.path.parent / "backups"
         services, parts = served.services, (served.store, served.services.engine)
         settings = lambda: services.settings  # noqa: E731
         self.housekeeper = Housekeeper(
             *parts,
-            trainer,
             Embedding(*parts, services.generations),
             Pairing(*parts, services.generations, services.exchanges, settings),
             self.backups,
             settings,
+            self.finish_left,
         )
+
+    async def finish_left(self) -> None:
+        """Count how often it was asked for."""
+        self.finished += 1
 
     def once(self) -> None:
         """Make one pass."""
@@ -158,12 +143,11 @@ def test_a_step_that_fails_keeps_none_of_the_others_from_running(
     with house(keep=Keep(days=1.0)) as served:
         made = House(served)
         made.put("old", "When do otters sleep?", at=1000.0)
-        made.written(lambda conn: forgetting.want(conn, "live", "because"))
         monkeypatch.setattr(profile, "catch_up", failing)
         monkeypatch.setattr(Embedding, "make_missing", failing)
         with caplog.at_level(logging.WARNING):
             made.once()
-        assert (made.ids(), len(backup.listing(made.backups)), made.trainer.started) == ([], 1, ["live"])
+        assert (made.ids(), len(backup.listing(made.backups))) == ([], 1)
         assert ["fold" in caplog.text, "embed" in caplog.text, str(error) in caplog.text] == [True] * 3
         assert "otters" not in caplog.text
 
@@ -270,47 +254,11 @@ def test_an_example_that_is_forgotten_meanwhile_gets_no_pair(caplog: pytest.LogC
         assert "otters" not in caplog.text.lower()
 
 
-@pytest.mark.parametrize(
-    ("running", "refuses", "started", "left"),
-    [
-        (None, None, ["baked"], ["live"]),
-        (SimpleNamespace(id=3), None, [], ["baked", "live"]),
-        (None, ConflictError("a client was faster"), [], ["baked", "live"]),
-        (None, TrainingError("there are 2 different examples"), [], ["live"]),
-    ],
-)
-def test_what_forgetting_has_made_necessary_is_trained(
-    running: Any, refuses: Exception | None, started: list[str], left: list[str]
-) -> None:
-    """One kind in a pass. With too little left to learn from there is nothing to do, so it is settled too."""
+def test_the_ends_of_answers_that_could_not_be_stored_are_stored_first() -> None:
     with house() as served:
         made = House(served)
-        made.trainer.run, made.trainer.refuses = running, refuses
-        made.written(lambda conn: forgetting.want(conn, "baked", "because", at=1.0))
-        made.written(lambda conn: forgetting.want(conn, "live", "because", at=2.0))
         made.once()
-        with served.store.read() as conn:
-            assert [run.kind for run in forgetting.wanted(conn)] == left
-        assert made.trainer.started == started
-
-
-def test_a_wanted_run_is_really_started(tmp_path: Path) -> None:
-    async def work(daemon: Parts) -> None:
-        engine: Any = SimpleNamespace(alive=True, status=lambda: SimpleNamespace(active=0))
-        idle: Any = SimpleNamespace(make_missing=lambda: asyncio.sleep(0))
-        backups = daemon.paths.backups_dir
-        keeper = Housekeeper(
-            daemon.store, engine, daemon.trainer, idle, idle, backups, lambda: Settings(keep=NO_BACKUPS)
-        )
-        daemon.store.write(lambda conn: forgetting.want(conn, "live", "because")).result()
-        daemon.child_says(Refused("it is enough that it was asked"))
-        await keeper.once()
-        await daemon.until(lambda: daemon.trainer.run is None)
-        with daemon.store.read() as conn:
-            assert ([run.kind for run in runs.runs(conn, 9)], forgetting.wanted(conn)) == (["live"], [])
-        assert daemon.read("job.json")["kind"] == "live"
-
-    with_parts(tmp_path, work)
+        assert made.finished == 1
 
 
 @pytest.mark.parametrize(("alive", "active", "passes"), [(True, 0, True), (True, 1, False), (False, 0, False)])

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, LoadedModel, Timings
 from edgepd_daemon.metrics import Metrics, Snapshot
+from tests.daemon.supervised import TRAINER, FakeSupervisor
 
 ENGINE = EngineStatus(
     state="ready",
@@ -82,6 +83,7 @@ def test_every_number_of_a_snapshot() -> None:
 
 def test_every_family_is_explained_and_has_one_name() -> None:
     snapshot = replace(SNAPSHOT, progress=Progress("train", 3, 12, 2.5, 2.75, 180.0, 9.5, 512.0))
+    snapshot = replace(snapshot, budget=FakeSupervisor(trainer=TRAINER).view())
     families = list(text_string_to_metric_families(Metrics().render(snapshot).decode()))
     assert all(family.documentation for family in families)
     assert len({family.name for family in families}) == len(families)

@@ -12,6 +12,7 @@ import pytest
 
 from edgepd import config
 from edgepd.errors import StoreError
+from edgepd.settings import Settings
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.host import ModelHost
 from edgepd_daemon.exchange import Exchanges
@@ -20,12 +21,14 @@ from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
+from edgepd_daemon.throttle import Throttle
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import interactions
 from edgepd_profiles.store import Store
 from edgepd_quant.reader import GGUFFile
 from tests.daemon.generating import running_engine
 from tests.daemon.running import Json, question, text_of
+from tests.daemon.supervised import FakeSupervisor
 
 T = TypeVar("T")
 
@@ -62,7 +65,7 @@ class InProcess:
 
 def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
     """Run `work` against the parts, built as the service builds them."""
-    paths, settings = config.paths(), config.Settings()
+    paths, settings = config.paths(), Settings()
 
     async def run() -> T:
         with GGUFFile.open(model) as file:
@@ -71,7 +74,8 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
             generations = Generations(store, engine, base, paths.generations_dir)
             await asyncio.to_thread(generations.boot)
             recorder = Recorder(store, enabled=settings.log.interactions)
-            trainer = Trainer(store, generations, settings, paths.runs_dir)
+            trainer = Trainer(store, generations, settings, paths.runs_dir, Throttle(lambda: False))
+            supervisor: Any = FakeSupervisor()
             personaliser = Personaliser(store, engine, generations, lambda: settings)
             exchanges = Exchanges(engine, generations, recorder, personaliser)
             forgetter = Forgetter(store, generations, trainer, engine, personaliser, paths)
@@ -88,6 +92,7 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
                         exchanges=exchanges,
                         personaliser=personaliser,
                         forgetter=forgetter,
+                        supervisor=supervisor,
                         load_settings=lambda: settings,
                     )
                 )

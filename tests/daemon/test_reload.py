@@ -47,7 +47,9 @@ class Running:
             trainer=SimpleNamespace(settings=Settings()),
             forgetter=SimpleNamespace(backups=2),
             needs_restart=(),
+            supervisor=SimpleNamespace(settings_changed=lambda: self.told.append(self.services.settings)),
         )
+        self.told: list[Settings] = []  # the settings in effect when the supervisor was told of others
 
     def reload(self, text: str) -> Reloaded:
         self.file.write_text(text)
@@ -150,3 +152,16 @@ def test_every_setting_that_can_change_exists() -> None:
     assert set(declarations()) >= CHANGEABLE
     assert changeable("train.seed")
     assert not changeable("serve.model")
+
+
+def test_quiet_hours_that_cannot_be_read_change_nothing(daemon: Running) -> None:
+    before = daemon.services.settings
+    with pytest.raises(ConfigError, match="'25:00-26:00' goes beyond the day"):
+        daemon.reload('[budget]\nquiet_hours = "25:00-26:00"\ncpu_percent = 20\n')
+    assert (daemon.services.settings, daemon.services.trainer.settings, daemon.told) == (before, before, [])
+
+
+def test_the_supervisor_looks_again_with_the_new_settings(daemon: Running) -> None:
+    daemon.reload('[budget]\nquiet_hours = "22:00-07:00"\n')
+    (seen,) = daemon.told
+    assert seen.budget.quiet_hours == "22:00-07:00"

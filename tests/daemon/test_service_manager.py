@@ -127,7 +127,9 @@ main(sys.argv[1:])
 def test_a_daemon_without_engine_ends_with_an_error(edgepd_home: Path, tiny_models: Path) -> None:
     options = arguments(TINY_SETTINGS)[3:]
     process = subprocess.Popen(
-        [sys.executable, "-c", DYING, *options], env=environment(edgepd_home, tiny_models), stderr=subprocess.PIPE
+        [sys.executable, "-c", DYING, *options],
+        env=environment(edgepd_home, tiny_models) | {"INVOCATION_ID": "00"},  # as systemd sets it
+        stderr=subprocess.PIPE,
     )
     path = edgepd_home / "run" / "edgepd.sock"
     try:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgepd.adapt.job import Outcome, Planned, Progress, Refused, Reviewed
 from edgepd.errors import ConflictError, TrainingError
 from edgepd.settings import Gate, Settings, Train
-from edgepd_daemon.trainer import continued
+from edgepd_daemon.training_progress import continued
 from edgepd_profiles.rows import canonical_json
 from tests.daemon.training_parts import Parts, correct, with_parts
 
@@ -102,7 +102,7 @@ def test_planning_ends_with_the_daemon(tmp_path: Path) -> None:
 
 
 def test_a_planner_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepd_daemon.trainer.PLAN_SECONDS", 0.05)
+    monkeypatch.setattr("edgepd_daemon.planning.PLAN_SECONDS", 0.05)
 
     async def work(daemon: Parts) -> None:
         daemon.child_says("wait go")
@@ -115,8 +115,7 @@ def test_a_planner_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_progress_is_shown_wherever_one_looks(tmp_path: Path) -> None:
     async def work(daemon: Parts) -> None:
-        paused = Progress("gate", 0, 2, paused="an answer is being generated")
-        daemon.child_says(Progress("load"), Planned(PLAN), TRAINING, "wait go", paused, "wait on")
+        daemon.child_says(Progress("load"), Planned(PLAN), TRAINING, "wait go", Progress("gate", 0, 2), "wait on")
         run = await daemon.trainer.start("live")
         await daemon.until(lambda: daemon.trainer.progress == TRAINING)
         assert (await daemon.get(f"/edgepd/v1/training/{run.id}"))["progress"] == asdict(TRAINING)
@@ -129,8 +128,13 @@ def test_progress_is_shown_wherever_one_looks(tmp_path: Path) -> None:
         assert (found["edgepd_training"], found["edgepd_training_loss_nats"]) == (1, 2.5)
         daemon.let_go()
         await daemon.until(lambda: daemon.trainer.progress and daemon.trainer.progress.stage == "gate")
+        daemon.trainer.throttle.hold("waits for mains power: on battery at 62 %")
         shown = (await daemon.get(f"/edgepd/v1/training/{run.id}"))["progress"]
-        assert (shown["stage"], shown["done"], shown["paused"]) == ("gate", 0, "an answer is being generated")
+        assert (shown["stage"], shown["done"], shown["paused"]) == (
+            "gate",
+            0,
+            "waits for mains power: on battery at 62 %",
+        )
         assert (shown["loss"], shown["held_out_loss"], shown["rss_mb"]) == (2.5, 2.75, 512.0)
         assert shown["seconds_left"] is None  # that was of the stage before
 
@@ -152,7 +156,7 @@ def test_a_loss_that_is_not_a_number_can_be_shown(tmp_path: Path) -> None:
 def test_activity_when_nothing_happens_and_after_a_run(tmp_path: Path) -> None:
     async def work(daemon: Parts) -> None:
         seen = await daemon.get("/edgepd/v1/activity")
-        assert seen == {
+        assert {name: seen[name] for name in ("model", "generation", "engine", "training", "curve", "problems")} == {
             "model": "tiny",
             "generation": {"id": 1, "kind": "base"},
             "engine": {
@@ -164,8 +168,11 @@ def test_activity_when_nothing_happens_and_after_a_run(tmp_path: Path) -> None:
                 "tokens_generated": 70,
             },
             "training": {"run": None, "progress": None, "last": None},
+            "curve": [],
             "problems": [],
         }
+        assert [each["id"] for each in seen["generations"]] == [1]
+        assert len(seen["feedback"]) == 8  # of twelve corrections
         daemon.child_says(Refused("no example fits"))
         await daemon.ended()
         training = (await daemon.get("/edgepd/v1/activity"))["training"]
@@ -258,7 +265,7 @@ def test_a_run_that_is_stopped_is_interrupted(tmp_path: Path) -> None:
         ended = response.json()["run"]
         assert (ended["state"], ended["reason"]) == (
             "interrupted",
-            "the trainer was killed by signal 15 before it had a result",
+            "it was stopped",
         )
 
     with_parts(tmp_path, work)

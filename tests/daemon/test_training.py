@@ -211,7 +211,7 @@ def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
         child.send_signal(signal.SIGKILL)
         killed = daemon.finished(run["id"])
         assert killed["state"] == "interrupted"
-        assert killed["reason"] == "the trainer was killed by signal 9 before it had a result"
+        assert killed["reason"].startswith("the trainer was killed by signal 9 before it had a result; the system may")
         assert (active(daemon), files(daemon), learned(daemon)) == (1, [], before)
         with sqlite3.connect(daemon.paths.profile) as profile:
             assert profile.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -26,10 +26,12 @@ from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.services import Services
+from edgepd_daemon.throttle import Throttle
 from edgepd_daemon.trainer import Trainer
 from edgepd_profiles import feedback, interactions, runs
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.store import Store
+from tests.daemon.supervised import FakeSupervisor
 
 CHILD = """
 import json, os, sys, time
@@ -96,14 +98,17 @@ class Parts:
         (directory / "child.py").write_text(CHILD)
         child = (sys.executable, str(directory / "child.py"), str(directory))
         settings = Settings(train=Train(rank=4))
-        self.trainer = Trainer(store, self.generations, settings, self.paths.runs_dir, child)
+        # Nobody asks anything here: what the engine says of itself is for the status.
+        self.trainer = Trainer(store, self.generations, settings, self.paths.runs_dir, Throttle(lambda: False), child)
         unused: Any = SimpleNamespace(problem=None)
+        supervisor: Any = FakeSupervisor()
         personaliser = Personaliser(store, engine, self.generations, lambda: settings)
         self.forgetter = Forgetter(store, self.generations, self.trainer, engine, personaliser, self.paths)
         services = Services(
             *(settings, self.paths, store, engine, self.generations, unused, self.trainer, unused),
             personaliser=personaliser,
             forgetter=self.forgetter,
+            supervisor=supervisor,
             load_settings=lambda: settings,
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)

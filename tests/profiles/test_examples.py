@@ -154,7 +154,10 @@ def test_a_preference_outlives_the_answer_that_lost(conn: sqlite3.Connection, lo
 
 def test_kinds_of_feedback_that_are_not_known_teach_nothing(conn: sqlite3.Connection, log: Log) -> None:
     log("i_1")
-    conn.execute("INSERT INTO feedback VALUES ('i_1', 'copied', 1, 'x', 'later', 1.0)")
+    conn.execute(
+        "INSERT INTO feedback (interaction, kind, value, text, source, at) "
+        "VALUES ('i_1', 'copied', 1, 'x', 'later', 1.0)"
+    )
     assert training_examples(conn, 0.5, undesirable=True) == []
     feedback.set_thumb(conn, "i_1", 1)
     assert ids(training_examples(conn, 0.5)) == ["i_1"]

@@ -166,7 +166,10 @@ def test_counts(conn: sqlite3.Connection, log: Log) -> None:
     feedback.note(conn, "i_2", "copied")
     given = {"thumb_up": 2, "thumb_down": 1, "edit": 1, "preferred": 1, "copied": 2}
     assert feedback.counts(conn) == NONE | given
-    conn.execute("INSERT INTO feedback VALUES ('i_1', 'star', 1, NULL, 'later', 1.0)")
+    conn.execute(
+        "INSERT INTO feedback (interaction, kind, value, text, source, at) "
+        "VALUES ('i_1', 'star', 1, NULL, 'later', 1.0)"
+    )
     assert feedback.counts(conn) == NONE | given, "what another edgepd stored is not ours to count"
 
 

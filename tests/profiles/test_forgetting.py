@@ -12,7 +12,20 @@ from typing import Any
 import pytest
 
 from edgepd.errors import ConflictError, NotFoundError, RequestError, StoreError
-from edgepd_profiles import apps, facts, feedback, forgetting, health, interactions, profile, registry, scrubbing
+from edgepd_profiles import (
+    apps,
+    decisions,
+    demand,
+    facts,
+    feedback,
+    forgetting,
+    health,
+    interactions,
+    profile,
+    registry,
+    scrubbing,
+    usage,
+)
 from edgepd_profiles.byte_search import search_files
 from edgepd_profiles.forgetting import Plan, Receipt, Selector, Switch, find
 from edgepd_profiles.interactions import Interaction
@@ -296,6 +309,9 @@ def test_everything_leaves_settings_and_empty_tables(conn: sqlite3.Connection, l
     conn.execute("INSERT INTO surveys VALUES ('v_1', 'cli', 'How?', 1.0, 'answered', 4, 'zeppelin', 2.0)")
     conn.execute("INSERT INTO feature_edits VALUES ('', 'interest', 'zeppelin', '1', 0, 1.0)")
     forgetting.want(conn, "live", "before")
+    decisions.note(conn, 1.0, "wait", None, "busy", "a question is being answered")
+    demand.judged(conn, "live", 1)
+    usage.add(conn, "2026-03-28", 60.0, 30.0, 0.0)
     apps.change(conn, "mail", stored=False)
     receipt = forget(conn, Selector(everything=True))
     assert receipt.counts == {
@@ -304,7 +320,10 @@ def test_everything_leaves_settings_and_empty_tables(conn: sqlite3.Connection, l
     assert (receipt.generations, receipt.retraining, forgetting.wanted(conn)) == ([made], False, [])
     assert registry.active(conn, BASE).kind == "base"
     assert not apps.get(conn, "mail").stored
+    assert usage.today(conn, "2026-03-28").at_work_s == 60.0, "forgetting must not make room in the budget of the day"
+    assert demand.newest(conn) > 1, "what comes must be new to what was judged before"
     kept = {"_sqlite_migrations", "apps", "generations", "activations", "receipts"}
+    kept |= {"feedback_clock", "learned_marks", "training_days"}  # numbers only
     for (table,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql IS NOT NULL").fetchall():
         if table not in kept and not table.startswith(("interaction_search", "sqlite_")):
             assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table

@@ -112,7 +112,11 @@ def test_corrupt(profile: Path) -> None:
 
 
 def test_rows_that_refer_to_nothing(profile: Path) -> None:
-    change(profile, "INSERT INTO feedback VALUES ('gone', 'thumb', 1, NULL, 'cli', 1.0)")
+    change(
+        profile,
+        "INSERT INTO feedback (interaction, kind, value, text, source, at) "
+        "VALUES ('gone', 'thumb', 1, NULL, 'cli', 1.0)",
+    )
     (found,) = problems(profile)
     assert found.what == "references"
     assert found.problem == f"{profile}: rows refer to others that are gone: 1 of feedback to interactions"

@@ -7,7 +7,7 @@ import pytest
 from sqlite_utils import Database
 
 from edgepd.errors import StoreError
-from edgepd_profiles import feedback, health, interactions, migrations, registry
+from edgepd_profiles import demand, feedback, health, interactions, migrations, registry, runs
 from edgepd_profiles.store import Store
 
 # What the steps did when they were released, one after another, each with some rows. Never edit: profiles that people
@@ -128,12 +128,160 @@ CREATE TABLE probes (
 ) STRICT;
 INSERT INTO boots VALUES (1, 'aa', 2, 'running', 1, 0, 7.0, NULL);
 """
+M006 = """
+ALTER TABLE interactions ADD COLUMN prompt TEXT NOT NULL DEFAULT '';
+ALTER TABLE interactions ADD COLUMN personal TEXT NOT NULL DEFAULT '{}';
+UPDATE interactions SET state = 'interrupted' WHERE state = 'streaming';
+UPDATE interactions SET prompt = 'Hi' WHERE seq = 1;
+UPDATE interactions SET prompt = 'Which zebra is this?' WHERE seq = 2;
+UPDATE interactions SET prompt = 'Count.' WHERE seq = 4;
+CREATE INDEX interactions_of_app ON interactions (app, seq);
+CREATE INDEX interactions_of_conversation ON interactions (conversation, seq);
+CREATE INDEX interactions_by_time ON interactions (created_at);
+CREATE INDEX feedback_by_time ON feedback (at);
+CREATE INDEX feedback_preferred_over ON feedback (text) WHERE kind = 'preferred';
+CREATE VIRTUAL TABLE interaction_search USING fts5 (
+    prompt, response, content = 'interactions', content_rowid = 'seq', tokenize = 'unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER interactions_inserted AFTER INSERT ON interactions WHEN new.state != 'streaming' BEGIN
+    INSERT INTO interaction_search (rowid, prompt, response) VALUES (new.seq, new.prompt, new.response);
+END;
+CREATE TRIGGER interactions_ended AFTER UPDATE ON interactions
+WHEN old.state = 'streaming' AND new.state != 'streaming' BEGIN
+    INSERT INTO interaction_search (rowid, prompt, response) VALUES (new.seq, new.prompt, new.response);
+END;
+CREATE TRIGGER interactions_deleted AFTER DELETE ON interactions WHEN old.state != 'streaming' BEGIN
+    INSERT INTO interaction_search (interaction_search, rowid, prompt, response)
+        VALUES ('delete', old.seq, old.prompt, old.response);
+END;
+INSERT INTO interaction_search (interaction_search) VALUES ('rebuild');
+CREATE TABLE apps (
+    name TEXT NOT NULL PRIMARY KEY,
+    shared INTEGER NOT NULL DEFAULT 0,
+    stored INTEGER NOT NULL DEFAULT 1,
+    teaches INTEGER NOT NULL DEFAULT 1
+) STRICT;
+CREATE TABLE facts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    app TEXT NOT NULL,
+    text TEXT NOT NULL,
+    at REAL NOT NULL,
+    UNIQUE (app, text)
+) STRICT;
+CREATE TABLE features (
+    app TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    mass REAL NOT NULL,
+    total REAL NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (app, kind, name, channel)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE profile_state (
+    app TEXT NOT NULL PRIMARY KEY,
+    upto INTEGER NOT NULL DEFAULT 0,
+    version INTEGER NOT NULL DEFAULT 0,
+    half_life_days REAL NOT NULL DEFAULT 0,
+    reset_seq INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE feature_edits (
+    app TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    at REAL NOT NULL,
+    PRIMARY KEY (app, kind, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE embeddings (
+    interaction TEXT NOT NULL PRIMARY KEY REFERENCES interactions (id) ON DELETE CASCADE,
+    model_sha256 TEXT NOT NULL,
+    vector BLOB NOT NULL,
+    entropy REAL NOT NULL
+) STRICT;
+CREATE TABLE bins (
+    pool TEXT NOT NULL,
+    interaction TEXT NOT NULL REFERENCES interactions (id) ON DELETE CASCADE,
+    entropy REAL NOT NULL,
+    domain_score REAL NOT NULL,
+    dissimilarity REAL NOT NULL,
+    domain INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (pool, interaction)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX bins_of_interaction ON bins (interaction);
+CREATE TABLE pools (
+    pool TEXT NOT NULL PRIMARY KEY,
+    policy TEXT NOT NULL,
+    seen INTEGER NOT NULL DEFAULT 0,
+    offered INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE lexicons (
+    domain INTEGER NOT NULL,
+    word TEXT NOT NULL,
+    weight REAL NOT NULL,
+    PRIMARY KEY (domain, word)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE questions (
+    interaction TEXT NOT NULL PRIMARY KEY REFERENCES interactions (id) ON DELETE CASCADE,
+    asked_at REAL NOT NULL,
+    outcome TEXT
+) STRICT;
+CREATE TABLE similar_pairs (
+    id TEXT NOT NULL PRIMARY KEY,
+    interaction TEXT NOT NULL REFERENCES interactions (id) ON DELETE CASCADE,
+    prompt TEXT NOT NULL,
+    response TEXT NOT NULL,
+    similarity REAL NOT NULL,
+    at REAL NOT NULL
+) STRICT;
+CREATE INDEX similar_pairs_of ON similar_pairs (interaction);
+CREATE TABLE suggestions (
+    id TEXT NOT NULL PRIMARY KEY,
+    app TEXT NOT NULL,
+    text TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    source TEXT REFERENCES interactions (id) ON DELETE CASCADE,
+    shown_at REAL NOT NULL,
+    outcome TEXT,
+    outcome_at REAL
+) STRICT;
+CREATE INDEX suggestions_shown ON suggestions (app, shown_at);
+CREATE INDEX suggestions_of_source ON suggestions (source);
+CREATE TABLE surveys (
+    id TEXT NOT NULL PRIMARY KEY,
+    app TEXT NOT NULL,
+    question TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    outcome TEXT,
+    value INTEGER,
+    text TEXT,
+    answered_at REAL
+) STRICT;
+CREATE TABLE receipts (
+    id TEXT NOT NULL PRIMARY KEY,
+    at REAL NOT NULL,
+    what TEXT NOT NULL,
+    counts TEXT NOT NULL,
+    state TEXT NOT NULL
+) STRICT;
+CREATE TABLE wanted_runs (
+    kind TEXT NOT NULL PRIMARY KEY,
+    reason TEXT NOT NULL,
+    at REAL NOT NULL
+) STRICT;
+INSERT INTO facts VALUES (1, '', 'I live in Ulm.', 8.0);
+INSERT INTO wanted_runs VALUES ('live', 'generation 2 was taught what has been forgotten since', 9.0);
+"""
 RELEASED = {
     "m001_interactions": M001,
     "m002_feedback": M002,
     "m003_registry": M003,
     "m004_kind": M004,
     "m005_health": M005,
+    "m006_profile": M006,
 }
 
 
@@ -170,7 +318,7 @@ def matches(conn: sqlite3.Connection, words: str) -> list[int]:
     return [seq for (seq,) in rows]
 
 
-@pytest.mark.parametrize("steps", range(1, 6))
+@pytest.mark.parametrize("steps", range(1, 7))
 def test_a_profile_of_every_earlier_step_is_migrated(tmp_path: Path, steps: int) -> None:
     path = profile_of(tmp_path, steps)
     with Store.open(path) as store:
@@ -195,6 +343,42 @@ def test_a_profile_of_every_earlier_step_is_migrated(tmp_path: Path, steps: int)
             assert conn.execute("PRAGMA foreign_key_check").fetchall() == []
     Store.open(tmp_path / "new.db").close()
     assert schema(path) == schema(tmp_path / "new.db")
+
+
+@pytest.mark.parametrize("steps", range(3, 7))
+def test_old_feedback_is_numbered_by_its_time_and_what_old_runs_judged_is_known(tmp_path: Path, steps: int) -> None:
+    """Otherwise an upgrade would be followed by training on everything that is known already."""
+    path = profile_of(tmp_path, steps)
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        INSERT INTO feedback VALUES ('i_parts', 'thumb', 1, NULL, 'cli', 9.0),
+            ('i_none', 'edit', NULL, 'No.', 'cli', 5.0), ('i_none', 'thumb', -1, NULL, 'cli', 9.0),
+            ('i_killed', 'edit', NULL, 'One, two, three', 'cli', 7.0);
+        INSERT INTO runs VALUES (1, 'live', 'promoted', 6.0, 6.5, 1, 2, '', '{}'),
+            (2, 'live', 'failed', 9.5, 9.6, 2, NULL, '', '{}'), (3, 'baked', 'rejected', 5.5, 5.6, 2, NULL, '', '{}'),
+            (4, 'live', 'interrupted', 9.7, 9.8, 2, NULL, 'the trainer was killed by signal 15', '{}');
+        """
+    )
+    old.commit()
+    old.close()
+    with Store.open(path) as store:
+        with store.read() as conn:
+            rows = conn.execute("SELECT interaction, kind FROM feedback ORDER BY seq").fetchall()
+            assert rows == [
+                ("i_none", "edit"), ("i_old", "edit"), ("i_killed", "edit"), ("i_parts", "thumb"), ("i_none", "thumb"),
+            ]  # fmt: skip
+            assert [n for (n,) in conn.execute("SELECT seq FROM feedback ORDER BY seq")] == [1, 2, 3, 4, 5]
+            marks = conn.execute("SELECT kind, seq FROM learned_marks ORDER BY kind").fetchall()
+            assert marks == [("baked", 1), ("live", 2)]
+            assert demand.newest(conn) == 5
+            # i_parts was cancelled and teaches nothing; i_old and i_killed came after the consolidation began.
+            assert demand.measure(conn, 0.5) == (1.0, 2.0)
+            assert runs.failures_in_a_row(conn) == 0
+        store.write(lambda conn: feedback.set_edit(conn, "i_old", "Hello to you.", at=0.0)).result()
+        with store.read() as conn:
+            assert conn.execute("SELECT seq FROM feedback WHERE interaction = 'i_old'").fetchall() == [(6,)]
+            assert demand.measure(conn, 0.5) == (2.0, 2.0)
 
 
 def test_half_a_character_in_an_old_message_does_not_stop_the_migration(tmp_path: Path) -> None:

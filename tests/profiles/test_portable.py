@@ -124,7 +124,9 @@ def test_what_was_exported_comes_back(rows: list[Any], wanted: list[str]) -> Non
         interactions.begin(first, one)
         for name, (value, text, source, when) in judged.items():
             row = (f"i_{n}", name, value, text, source, when)
-            first.execute("INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?)", row)
+            first.execute(
+                "INSERT INTO feedback (interaction, kind, value, text, source, at) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
     for text in wanted:
         facts.remember(first, text, at=5.0)
     lines = exported(first)

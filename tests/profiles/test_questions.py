@@ -33,7 +33,10 @@ def asked(conn: sqlite3.Connection, per_day: int, now: float, viewer: str | None
 
 
 def judge(conn: sqlite3.Connection, name: str) -> None:
-    conn.execute("INSERT INTO feedback VALUES (?, 'thumb', 1, NULL, 'user', 5)", (name,))
+    conn.execute(
+        "INSERT INTO feedback (interaction, kind, value, text, source, at) VALUES (?, 'thumb', 1, NULL, 'user', 5)",
+        (name,),
+    )
 
 
 def test_the_highest_sum_of_ranks_comes_first(conn: sqlite3.Connection, keep: Keep) -> None:

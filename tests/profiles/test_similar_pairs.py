@@ -96,7 +96,10 @@ def test_pairs_are_ordered_by_number_and_a_number_is_not_given_out_twice(conn: s
 def test_pairs_that_imitate_a_text_that_was_corrected_since_are_left_out(conn: sqlite3.Connection, log: Log) -> None:
     log("i1")
     add(conn, "i1", "And potatoes?", "Twenty.", 0.5, at=10.0)
-    conn.execute("INSERT INTO feedback VALUES ('i1', 'edit', NULL, 'Nine.', 'user', 11)")
+    conn.execute(
+        "INSERT INTO feedback (interaction, kind, value, text, source, at) "
+        "VALUES ('i1', 'edit', NULL, 'Nine.', 'user', 11)"
+    )
     add(conn, "i1", "And rice?", "Twelve.", 0.4, at=12.0)
     assert [pair.id for pair in of(conn, ["i1"])] == ["i1#2"]
 

@@ -10,7 +10,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepd import __version__
 from edgepd.settings import Serve
-from edgepd_daemon.api import errors, facts, feedback, generations, health, ollama, openai, own, privacy, profile
+from edgepd_daemon.api import (
+    budget,
+    errors,
+    facts,
+    feedback,
+    generations,
+    health,
+    ollama,
+    openai,
+    own,
+    privacy,
+    profile,
+)
 from edgepd_daemon.api.limits import Limits
 from edgepd_daemon.api.security import TcpGuard
 from edgepd_daemon.services import Services
@@ -22,7 +34,7 @@ def create_app(services: Services | None) -> FastAPI:
     """Return the application. Without services it can only describe itself."""
     app = FastAPI(title="edgepd", version=__version__, docs_url=None, redoc_url=None)
     app.state.services = services
-    for part in (openai, ollama, own, feedback, profile, facts, privacy, generations, health):
+    for part in (openai, ollama, own, feedback, profile, facts, privacy, generations, budget, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(JsonBodies)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -21,14 +22,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgepd import __version__
 from edgepd_daemon import reload
 from edgepd_daemon.api.access import Access
+from edgepd_daemon.api.budget import View, brief, summary
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.engine.types import EngineStatus
 from edgepd_daemon.metrics import CONTENT_TYPE, Snapshot
 from edgepd_daemon.services import Services
-from edgepd_daemon.trainer import progress_fields
-from edgepd_profiles import examples, feedback, runs
+from edgepd_daemon.training_progress import progress_fields
+from edgepd_profiles import examples, feedback, recent, runs
+from edgepd_profiles.rows import finite
 
 router = APIRouter(tags=["edgepd"])
+
+CURVE_POINTS = 200  # of a run that can have ten thousand steps; no terminal is wider
 
 
 class ServingRequest(BaseModel):
@@ -72,7 +77,7 @@ async def healthz(services: Access) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(services: Access) -> Response:
+def metrics(services: Access, budget: View) -> Response:
     """Show the daemon's numbers in Prometheus' text form."""
     engine = services.engine.status() if services.engine.alive else None
     with services.store.read() as conn:
@@ -86,6 +91,7 @@ def metrics(services: Access) -> Response:
         engine=engine,
         training=services.trainer.run is not None,
         progress=services.trainer.progress,
+        budget=budget,
         runs={**dict.fromkeys(runs.FINAL_STATES, 0), **dict(ended)},
     )
     return Response(services.metrics.render(snapshot), media_type=CONTENT_TYPE)
@@ -106,7 +112,7 @@ async def adjust_serving(body: ServingRequest, services: Access) -> dict[str, An
 
 
 @router.get("/edgepd/v1/status")
-def status(services: Access) -> dict[str, Any]:
+def status(services: Access, budget: View) -> dict[str, Any]:
     """Show what the daemon is doing, and what is wrong."""
     generations, version = services.generations, services.generations.current
     with services.store.read() as conn:
@@ -136,33 +142,53 @@ def status(services: Access) -> dict[str, Any]:
             "run": asdict(last[0]) if last else None,
             "progress": progress_fields(services.trainer.progress),
         },
-        "memory": {"rss_bytes": psutil.Process().memory_info().rss},
+        "budget": summary(budget),
+        "memory": _memory(),
         "needs_restart": list(services.needs_restart),
         "problems": services.problems,
     }
 
 
 @router.get("/edgepd/v1/activity")
-def activity(services: Access) -> dict[str, Any]:
+def activity(services: Access, budget: View) -> dict[str, Any]:
     """Show what is going on right now: a part of the status that is cheap enough to be asked for all the time."""
-    engine, generations = services.engine.status(), services.generations
-    serving = generations.get(generations.current.generation)
+    engine, base, serving = services.engine.status(), services.generations.base, services.generations.current.generation
     with services.store.read() as conn:
         last = runs.runs(conn, 2)
+        (kind,) = conn.execute("SELECT kind FROM generations WHERE id = ?", (serving,)).fetchone()
+        generations = recent.generations(conn, base.sha256)
+        given = recent.feedback(conn)
     going_on = last[0] if last and last[0].state == "running" else None
     ended = next((run for run in last if run.state != "running"), None)
     names = ("state", "loading_percent", "active", "queued", "slots", "tokens_generated")
     return {
-        "model": generations.base.name,
-        "generation": {"id": serving.id, "kind": serving.kind},
+        "model": base.name,
+        "generation": {"id": serving, "kind": kind},
         "engine": {name: getattr(engine, name) for name in names},
         "training": {
             "run": asdict(going_on) if going_on else None,
             "progress": progress_fields(services.trainer.progress) if going_on else None,
             "last": asdict(ended) if ended else None,
         },
+        "curve": thinned(services.trainer.curve) if going_on else [],
+        "budget": brief(services, budget),
+        "generations": generations,
+        "feedback": given,
+        "memory": _memory(),
         "problems": services.problems,
     }
+
+
+def thinned(curve: Sequence[tuple[int, float]], most: int = CURVE_POINTS) -> list[list[float | None]]:
+    """Return at most so many points of a curve, evenly chosen, the first and the last among them."""
+    points = [*curve]  # it grows on another thread
+    last = len(points) - 1
+    chosen = points if last < most else [points[round(i * last / (most - 1))] for i in range(most)]
+    return [[step, finite(loss)] for step, loss in chosen]
+
+
+def _memory() -> dict[str, int]:
+    return {"rss_bytes": psutil.Process().memory_info().rss}
 
 
 def _ready(services: Services, engine: EngineStatus | None) -> bool:

@@ -16,7 +16,7 @@ from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
 from edgepd_daemon.api.feedback import feedback_on
 from edgepd_daemon.api.viewing import App, Limit, MomentQuery, interaction_id
-from edgepd_daemon.trainer import progress_fields
+from edgepd_daemon.training_progress import progress_fields
 from edgepd_profiles import history, interactions, runs
 
 router = APIRouter(tags=["edgepd"])
@@ -66,6 +66,7 @@ def show_interaction(interaction: str, services: Access, app: App = None) -> dic
 @router.post("/edgepd/v1/training", status_code=202)
 async def start_training(body: TrainingRequest, services: Access) -> dict[str, Any]:
     """Start a training run; it ends by itself, and a good result goes live by itself."""
+    services.supervisor.refuse_if_paused()
     return {"run": asdict(await services.trainer.start(body.kind))}
 
 

@@ -8,6 +8,7 @@ What this does not do: resolve the names of models, or know what a client asked 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+END_SECONDS = 60.0  # what the thread gets for the step that is under way and for saving the conversations
 STOPPED = "the engine has stopped; restart the daemon"
 
 
@@ -49,11 +53,16 @@ class Engine:
         make_template: MakeTemplate,
         keep_alive: float = math.inf,
         saved: SavedStates | None = None,
+        check_model: Callable[[Path], None] | None = None,
     ) -> None:
-        """Prepare an engine; `start` starts its thread. `keep_alive` is in seconds."""
+        """Prepare an engine; `start` starts its thread. `keep_alive` is in seconds.
+
+        `check_model` is asked before a model file is opened, on the thread that wants it, and raises ModelError.
+        """
         self.max_queue = max_queue
+        self.on_submit: Callable[[], object] = _nothing  # called by any thread before a request is queued
         self._counters = Counters()
-        self._hosts = Hosts(sizes, self._counters, make_template)
+        self._hosts = Hosts(sizes, self._counters, make_template, check_model)
         nothing = SavedStates(Path(os.devnull), 0, sizes, "")  # a place where no file can be
         self._loop = EngineLoop(self._hosts, saved or nothing, self._counters, keep_alive, self._left_queue)
         self._queued = 0  # requests submitted and not yet admitted; guarded by _lock
@@ -77,7 +86,9 @@ class Engine:
                 self._post(halt)
             for host in self._hosts.all():
                 host.interrupt()
-            self._thread.join()
+            self._thread.join(END_SECONDS)
+            if self.alive:
+                log.critical("the engine does not end; the daemon ends without it")
 
     @property
     def alive(self) -> bool:
@@ -100,6 +111,7 @@ class Engine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests whose version was prepared: all, or none. Raises BusyError or ContextOverflowError."""
+        self.on_submit()
         longest = max((len(r.prompt) for r in requests), default=0)
         if longest >= self.context_tokens:
             raise ContextOverflowError(
@@ -341,6 +353,10 @@ class Engine:
             while not self._loop.commands.empty():
                 self._loop.commands.get_nowait()()
             self._loop.shut_down()
+
+
+def _nothing() -> None:
+    """Nobody wants to know of requests."""
 
 
 def _queue_full(queued: int) -> BusyError:

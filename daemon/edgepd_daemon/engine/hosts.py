@@ -8,7 +8,7 @@ What this does not do: decide when a host is idle.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 class Hosts:
     """Loaded models by the path of their file."""
 
-    def __init__(self, sizes: EngineSizes, counters: Counters, make_template: MakeTemplate) -> None:
-        """Load nothing yet."""
+    def __init__(
+        self,
+        sizes: EngineSizes,
+        counters: Counters,
+        make_template: MakeTemplate,
+        check_model: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Load nothing yet. `check_model` raises ModelError for a file that must not be opened."""
         self.sizes = sizes
+        self._check_model = check_model
         self.loading_percent: float | None = None
         self._counters = counters
         self._make_template = make_template
@@ -36,6 +43,8 @@ class Hosts:
 
     def open(self, path: Path) -> ModelHost:
         """Load a model, on the calling thread, without adding it. Raises ModelError or TemplateError."""
+        if self._check_model is not None:
+            self._check_model(path)
         # Loads llama.cpp: 0.3 s and 30 MB that a daemon whom nobody has asked anything does without.
         from edgepd_daemon.engine.host import ModelHost  # noqa: PLC0415
 

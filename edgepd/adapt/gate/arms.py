@@ -1,8 +1,7 @@
 """One way of serving, and what it says about given tokens, computed by llama.cpp as in serving.
 
 The idea: an arm is a model file with at most one adapter; a scorer loads it and computes losses, or has it answer
-prompts. Before each decode, of at most some hundred tokens, the scorer asks `pace`, which may block: that is where a
-gate pauses. Loading a candidate here, in a child process, is also its first trial: a file that would crash llama.cpp
+prompts. Loading a candidate here, in a child process, is also its first trial: a file that would crash llama.cpp
 crashes this process and not the daemon.
 What this does not do: compare arms.
 """
@@ -10,7 +9,7 @@ What this does not do: compare arms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -24,7 +23,6 @@ from edgepd.llama import Context, Entry, LoraAdapter, Model
 TEMPERATURES = (0.1, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 
 Logits = npt.NDArray[np.float32]
-Pace = Callable[[], None]
 
 
 class Arm(NamedTuple):
@@ -37,14 +35,13 @@ class Arm(NamedTuple):
 class Scorer:
     """Computes losses of one arm in llama.cpp."""
 
-    def __init__(self, arm: Arm, threads: int, *, longest: int, window: int = 256, pace: Pace | None = None) -> None:
+    def __init__(self, arm: Arm, threads: int, *, longest: int, window: int = 256) -> None:
         """Load the arm to score up to `longest` tokens, in pieces of `window` tokens.
 
         Raises ModelError or AdapterError if it cannot be loaded.
         """
         self.model = Model(arm.model)
         self._threads = threads
-        self._pace = pace or _at_once
         self._context = Context(
             self.model, context_tokens=longest, batch_tokens=window, threads=threads, logits_everywhere=True
         )
@@ -86,7 +83,6 @@ class Scorer:
         step = self._context.batch_tokens
         for start in range(0, len(tokens) - 1, step):
             end = min(start + step, len(tokens) - 1)
-            self._pace()
             self._context.decode([Entry(tokens[i], i, 0, i >= first_target - 1) for i in range(start, end)])
             for i in range(max(start, first_target - 1), end):
                 yield self._context.logits(i - start)
@@ -97,10 +93,7 @@ class Scorer:
 
     def answers(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Answer]:
         """Return the greedy answer to each prompt, of at most so many tokens each; several are decoded at a time."""
-        return generate(
-            self.model, prompts, limits, lambda logits, _: int(logits.argmax()), self._threads,
-            adapter=self._adapter, pace=self._pace,
-        )  # fmt: skip
+        return generate(self.model, prompts, limits, _likeliest, self._threads, adapter=self._adapter)
 
     def close(self) -> None:
         """Free everything."""
@@ -132,5 +125,6 @@ def log_sum_exp(logits: Logits) -> float:
     return peak + math.log(float(np.exp(logits - peak).sum(dtype=np.float64)))
 
 
-def _at_once() -> None:
-    """Never pause."""
+def _likeliest(logits: Logits, number: int) -> int:
+    del number
+    return int(logits.argmax())

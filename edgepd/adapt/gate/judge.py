@@ -21,7 +21,7 @@ import numpy as np
 
 from edgepd.adapt.examples import Encoded
 from edgepd.adapt.gate import general
-from edgepd.adapt.gate.arms import Arm, Pace, Scorer
+from edgepd.adapt.gate.arms import Arm, Scorer
 from edgepd.adapt.gate.behaviour import behaviour, wanted
 from edgepd.adapt.gate.evidence import by_group, fewest, improvement
 from edgepd.adapt.gate.regurgitation import Planted, exposures
@@ -61,7 +61,6 @@ class Trial:
     cache: Path  # directory of what is known of the base
     threads: int
     windows: int  # pieces of general text
-    pace: Pace | None = None
     progress: Callable[[int, int], None] | None = None
 
     @property
@@ -72,7 +71,7 @@ class Trial:
 
     def scorer(self, arm: Arm, longest: int = 0) -> Scorer:
         """Load an arm to score what is judged, and up to `longest` tokens."""
-        return Scorer(arm, self.threads, longest=max(self.longest, longest), pace=self.pace)
+        return Scorer(arm, self.threads, longest=max(self.longest, longest))
 
 
 class Losses(NamedTuple):

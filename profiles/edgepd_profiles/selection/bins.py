@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepd_profiles.feedback_kinds import Feedback, satisfaction
+from edgepd_profiles.feedback_kinds import COLUMNS, Feedback, satisfaction
 from edgepd_profiles.rows import fetch
 from edgepd_profiles.selection import arrivals, embeddings, lexicons
 from edgepd_profiles.selection.candidates import NEED_VECTORS, POLICIES, Candidate
@@ -177,7 +177,9 @@ def _rewards(conn: sqlite3.Connection, wanted: Sequence[str]) -> dict[str, float
     found: dict[str, list[float]] = {each: [] for each in wanted}
     edited = set()
     rows = fetch(
-        conn, "SELECT f.* FROM json_each(?) AS j JOIN feedback AS f ON f.interaction = j.value", (json.dumps(wanted),)
+        conn,
+        f"SELECT {COLUMNS} FROM feedback WHERE interaction IN (SELECT value FROM json_each(?))",  # noqa: S608 - our own
+        (json.dumps(wanted),),
     )
     for given in (Feedback(**row) for row in rows):
         if given.kind == "edit":

@@ -18,7 +18,7 @@ import numpy as np
 from edgepd_profiles.selection.candidates import NEED_VECTORS, POLICIES, Candidate, Chosen, Offer, Vector
 from edgepd_profiles.selection.scores import dissimilarities
 
-# Distances this near to each other are taken as equal: how a sum of float32 is rounded depends on the order of the bins.
+# Distances this near are taken as equal: how sums of float32 are rounded depends on the order of the bins.
 ROUNDING = 1e-6
 NEW_TOPIC = 80  # percent of the bins that are less different than one that is called a new topic
 

@@ -58,15 +58,6 @@ def test_answers_are_the_likeliest_of_this_arm_and_leave_losses_as_they_were(bas
     assert other.tokens != answer.tokens
 
 
-def test_the_pace_is_asked_before_every_piece(base: Path) -> None:
-    asked: list[int] = []
-    with Scorer(Arm(base), 1, longest=64, window=8, pace=lambda: asked.append(1)) as scorer:
-        scorer.token_losses(TOKENS, 39)
-        assert len(asked) == 5  # 39 tokens are read, 8 at a time
-        scorer.answers([TOKENS[:6]], [3])
-        assert len(asked) == 8  # one step per token
-
-
 def test_log_softmax_does_not_overflow() -> None:
     logits = np.array([1e4, 1e4, -1e4], dtype=np.float32)
     assert log_softmax_at(logits, 1) == pytest.approx(-np.log(2))

@@ -1,0 +1,1 @@
+"""What the kernel tells about the machine in /proc and /sys: power, heat, memory, pressure, processors, clocks."""
