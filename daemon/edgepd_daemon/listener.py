@@ -57,7 +57,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def note_socket(lock: Path, path: Path) -> None:
+def note_socket(lock: Path, path: Path | str) -> None:
     """Write the path of the socket below the pid in the lock file, which this process holds. Raises StoreError."""
     try:
         # A lock of flock(2) belongs to the descriptor it was taken with: closing another one does not lose it.

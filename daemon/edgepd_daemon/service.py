@@ -20,7 +20,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
-from pathlib import Path
 
 from edgepd.config import Paths
 from edgepd.errors import EdgepdError
@@ -115,7 +114,7 @@ async def run(load_settings: Callable[[], Settings], paths: Paths, restarts: Res
         sockets = stack.enter_context(
             listener.open_sockets(paths.socket, settings.serve.tcp_port, os.environ, listener.fallback_of(paths))
         )
-        listener.note_socket(paths.lock, Path(sockets[0].getsockname()))
+        listener.note_socket(paths.lock, sockets[0].getsockname())
         await serve(services, sockets, notifier, recovery, activated=activated)
         log.info("stopping")
         if not engine.alive:

@@ -59,14 +59,21 @@ def files(daemon: Daemon) -> list[str]:
 def started(daemon: Daemon) -> tuple[Json, psutil.Process]:
     """A run that has come to its optimiser steps, and its process."""
     run = daemon.post("/edgepd/v1/training", {})["run"]
-    wait_for(
-        lambda: (
-            (p := daemon.get(f"/edgepd/v1/training/{run['id']}")["progress"]) and p["stage"] == "train" and p["done"]
-        )
-    )
+    return run, at_work(daemon, run["id"])
+
+
+def at_work(daemon: Daemon, run_id: int) -> psutil.Process:
+    """The process of a run that has come, or comes, to its optimiser steps."""
+
+    def steps() -> object:
+        runs = [run["id"] for run in daemon.get("/edgepd/v1/training")["runs"]]
+        progress = daemon.get(f"/edgepd/v1/training/{run_id}")["progress"] if run_id in runs else None
+        return progress and progress["stage"] == "train" and progress["done"]
+
+    wait_for(steps)
     children = psutil.Process(daemon.process.pid).children()
     [child] = [c for c in children if "edgepd.adapt.worker" in c.cmdline()]
-    return run, child
+    return child
 
 
 def test_a_live_adapter_from_corrections_to_rollback(edgepd_home: Path, tiny_models: Path) -> None:
@@ -227,9 +234,9 @@ def test_a_run_that_is_broken_off(edgepd_home: Path, tiny_models: Path) -> None:
         assert daemon.stop() == 0
         assert not child.is_running()
     with running(edgepd_home, tiny_models, *ENDLESS) as daemon:
+        child = at_work(daemon, 4)  # the third goes on by itself, because it was asked for
         runs = daemon.get("/edgepd/v1/training")["runs"]
-        assert [(r["id"], r["state"]) for r in runs] == [(3, "interrupted"), (2, "interrupted"), (1, "interrupted")]
-        run, child = started(daemon)
+        assert [r["state"] for r in runs] == ["running", "parked", "interrupted", "interrupted"]
         daemon.kill()
         child.wait(30)  # nobody is left to hear its events
         # What a trainer leaves that had written its file before it was noticed that nobody listens.
