@@ -27,6 +27,7 @@ from edgepd_profiles.store import Store
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 60.0
+QUIET_SECONDS = 3600.0  # for which a pass that had nothing to do is not repeated while nothing changes
 FOLDED = 50  # exchanges that one transaction folds into the profile, in about 20 ms
 EXPIRED = 50  # exchanges that one transaction lets go
 
@@ -49,6 +50,8 @@ class Housekeeper:
         `finish_left` stores the ends of answers that could not be stored before.
         """
         self._finish_left = finish_left
+        self._quiet: tuple[object, ...] | None = None  # the situation in which there was nothing to do
+        self._quiet_since = 0.0
         self._store = store
         self._engine = engine
         self._embedding = embedding
@@ -60,8 +63,23 @@ class Housekeeper:
         """Make a pass a minute until cancelled."""
         while True:
             await asyncio.sleep(PAUSE_SECONDS)
-            if self._engine.alive and not self._engine.status().active:
+            status = self._engine.status()
+            if self._engine.alive and not status.active and not self._is_quiet(status.state):
+                before = self._situation(status.state)
                 await self.once()
+                self._quiet = before if self._situation(status.state) == before else None
+                self._quiet_since = time.monotonic()
+
+    def _situation(self, engine_state: str) -> tuple[object, ...]:
+        return self._store.changes, engine_state, self._settings()
+
+    def _is_quiet(self, engine_state: str) -> bool:
+        """Whether the last pass had nothing to do, nothing has changed since, and it is not long ago.
+
+        What follows from time alone, as backups do, can wait that long.
+        """
+        unchanged = self._quiet == self._situation(engine_state)
+        return unchanged and time.monotonic() - self._quiet_since < QUIET_SECONDS
 
     async def once(self) -> None:
         """Make one pass."""

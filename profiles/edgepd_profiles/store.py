@@ -54,6 +54,7 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         """Take over the writing connection; use `Store.open`."""
         self.path = path
+        self.changes = 0  # rows that jobs have changed; the same as before: nothing is new
         self._writer = connection
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._idle_readers: list[sqlite3.Connection] = []
@@ -166,6 +167,7 @@ class Store:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            self.changes = self._writer.total_changes
             del item, work, future  # or the last job's text would stay in memory until the next one
             unchecked += 1
             many = unchecked >= (UNCHECKED if self._jobs.empty() else MAX_UNCHECKED)

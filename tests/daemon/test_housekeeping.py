@@ -270,7 +270,7 @@ def test_passes_are_made_only_while_the_engine_lives_and_is_idle(
         made = House(served)
         made.put("a", "When do otters sleep?")
         served.engine.alive = alive
-        monkeypatch.setattr(served.engine, "status", lambda: SimpleNamespace(active=active))
+        monkeypatch.setattr(served.engine, "status", lambda: SimpleNamespace(active=active, state="ready"))
         counted: list[int] = []
         once = made.housekeeper.once
 
@@ -289,3 +289,36 @@ def test_passes_are_made_only_while_the_engine_lives_and_is_idle(
 
         asyncio.run(work())
         assert bool(counted) is passes
+
+
+def test_a_pass_that_had_nothing_to_do_is_not_repeated_until_something_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(housekeeping, "PAUSE_SECONDS", 0.01)
+    with house() as served:
+        made = House(served)
+        passes: list[int] = []
+        once = made.housekeeper.once
+
+        async def counted() -> None:
+            passes.append(1)
+            await once()
+
+        monkeypatch.setattr(made.housekeeper, "once", counted)
+
+        async def grown(within_s: float) -> bool:
+            before = len(passes)
+            await asyncio.sleep(within_s)
+            return len(passes) > before
+
+        async def work() -> None:
+            task = asyncio.create_task(made.housekeeper.run())
+            assert await grown(1.0)  # the first one, and those that find something
+            assert not await grown(0.5)
+            made.put("i1", "What is new?")
+            assert await grown(1.0)
+            monkeypatch.setattr(housekeeping, "QUIET_SECONDS", 0.0)  # the last one is long ago
+            assert await grown(0.5)
+            task.cancel()
+
+        asyncio.run(work())

@@ -64,7 +64,7 @@ def set_mark(conn: sqlite3.Connection, name: str, mark: int) -> None:
     conn.execute(
         """
         INSERT INTO pools (pool, policy, seen) VALUES (?, '', ?)
-        ON CONFLICT (pool) DO UPDATE SET seen = excluded.seen
+        ON CONFLICT (pool) DO UPDATE SET seen = excluded.seen WHERE seen != excluded.seen
         """,
         (name, mark),
     )

@@ -238,7 +238,11 @@ def _stored_scores(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _move_on(conn: sqlite3.Connection, pool: str, came: arrivals.Arrived, offered: int) -> None:
-    conn.execute("UPDATE pools SET seen = ?, offered = offered + ? WHERE pool = ?", (came.seen, offered, pool))
+    # Nothing is written where nothing has changed: the disk of a machine at rest sleeps.
+    conn.execute(
+        "UPDATE pools SET seen = :seen, offered = offered + :more WHERE pool = :pool AND (seen != :seen OR :more != 0)",
+        {"seen": came.seen, "more": offered, "pool": pool},
+    )
     if pool == "examples":
         arrivals.set_mark(conn, arrivals.CHANGED, came.changed)
     if offered:
