@@ -54,7 +54,7 @@ def reload(services: Services) -> Reloaded:
         _apply(services, settings, set(applied))
     services.settings = settings
     services.needs_restart = tuple(rest)
-    services.supervisor.settings_changed()
+    services.supervisor.look_soon()
     log.info("settings read again; applied: %s", ", ".join(applied) or "nothing, because nothing has changed")
     if rest:
         log.warning("these settings take effect when the daemon is restarted: %s", ", ".join(rest))

@@ -173,8 +173,8 @@ class Supervisor:
         await self._write_down(decision, readings.at, due_anew=state.due_s == 0)
         return decision
 
-    def settings_changed(self) -> None:
-        """Look again soon, because the settings have changed. Any thread."""
+    def look_soon(self) -> None:
+        """Look again soon, because the settings have changed, or what there is to learn. Any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 

@@ -72,7 +72,7 @@ class FakeSupervisor:
     def refuse_if_paused(self) -> None:
         """Refuse nothing."""
 
-    def settings_changed(self) -> None:
+    def look_soon(self) -> None:
         """Nothing depends on it here."""
 
     def resume(self) -> None:

@@ -47,7 +47,7 @@ class Running:
             trainer=SimpleNamespace(settings=Settings()),
             forgetter=SimpleNamespace(backups=2),
             needs_restart=(),
-            supervisor=SimpleNamespace(settings_changed=lambda: self.told.append(self.services.settings)),
+            supervisor=SimpleNamespace(look_soon=lambda: self.told.append(self.services.settings)),
         )
         self.told: list[Settings] = []  # the settings in effect when the supervisor was told of others
 

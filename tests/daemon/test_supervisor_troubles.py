@@ -201,7 +201,7 @@ def test_the_loop_looks_at_once_when_a_run_begins_or_the_settings_change(tmp_pat
         await daemon.until(lambda: len(on.noted()) == 3)
         on.set(replace(on.settings, budget=replace(on.settings.budget, automatic=True)))
         on.machine.becomes(on_ac=False)
-        await asyncio.to_thread(on.supervisor.settings_changed)
+        await asyncio.to_thread(on.supervisor.look_soon)
         await daemon.until(lambda: on.noted()[-1] == ("wait", "mains power"))
         task.cancel()
         await asyncio.wait([task])

@@ -113,6 +113,7 @@ async def forgotten(services: Services, selector: Selector, app: str | None, *, 
     """Forget, and return the receipt as the API shows it."""
     forgetter = services.forgetter
     done = await (forgetter.would(selector, app) if dry_run else forgetter.forget(selector, app))
+    services.supervisor.look_soon()
     return {"receipt": asdict(done.receipt) | {"active": done.active}, "dry_run": dry_run}
 
 
