@@ -12,7 +12,7 @@ import math
 import sqlite3
 from dataclasses import replace
 
-from edgepd.adapt.job import JobKind
+from edgepd.adapt.job import job_kind
 from edgepd.settings import Budget, Train
 from edgepd_daemon.scheduler.after import after
 from edgepd_daemon.scheduler.types import Decision, Demand, Readings, Running, State
@@ -87,9 +87,5 @@ class Remembered:
             examples = demand.count(conn, train.accepted_weight, undesirable=undesirable, enough=enough)
             self._counted = version
         wanted = forgetting.wanted(conn)
-        forgotten, parked = _kind(wanted[0].kind) if wanted else None, _kind(runs.parked(conn))
+        forgotten, parked = job_kind(wanted[0].kind if wanted else None), job_kind(runs.parked(conn))
         return Demand(live, baked, examples, forgotten, parked, runs.parked_as_asked(conn))
-
-
-def _kind(name: str | None) -> JobKind | None:
-    return None if name is None else "baked" if name == "baked" else "live"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import sqlite3
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgepd.adapt.job import JobKind
+from edgepd.adapt.job import job_kind
 from edgepd.errors import ConflictError, EdgepdError, StoreError
 from edgepd.settings import Budget, Settings
 from edgepd_daemon.acting import Acting
@@ -37,6 +36,7 @@ from edgepd_daemon.sensors.clocks import Jumps, minute_of_day
 from edgepd_daemon.trainer import Trainer
 from edgepd_daemon.work_today import WorkToday
 from edgepd_profiles import decisions, demand
+from edgepd_profiles.rows import finite
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
@@ -206,10 +206,10 @@ class Supervisor:
             "preset": budget.preset,
             "automatic": budget.automatic,
             "paused": until is not None,
-            "paused_until": until if until is not None and math.isfinite(until) else None,
+            "paused_until": finite(until),
             "decision": newest.fields(),
             "decisions": [made.fields() for made in reversed(self._made)],
-            "readings": _finite(asdict(self._readings or self._unread())),
+            "readings": finite(asdict(self._readings or self._unread())),
             "today": self._work.fields(budget.minutes_per_day),
             "demand": asdict(self._demand),
             "pauses": self._trainer.throttle.pauses,
@@ -281,10 +281,4 @@ def _same(one: Decision, other: Decision) -> bool:
 
 
 def _stored(row: decisions.Noted) -> Decision:
-    kind: JobKind | None = None if row.kind is None else "baked" if row.kind == "baked" else "live"
-    return Decision(Action(row.action), row.reason, row.constraint, kind)
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: it is null."""
-    return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in fields.items()}
+    return Decision(Action(row.action), row.reason, row.constraint, job_kind(row.kind))

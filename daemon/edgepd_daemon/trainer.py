@@ -252,12 +252,13 @@ class Trainer:
 
     async def _spawn(self, job: Job, asked: bool) -> asyncio.subprocess.Process:
         """Start a child and hold it to the budget."""
-        budget, cores = self.settings.budget, len(os.sched_getaffinity(0))
+        budget = self.settings.budget
+        percent, cores, resume_after_s = self._share(asked)
         hard_mb = int(hard_limit_mb(Running(job.kind, asked, False, float(job.memory_mb), 0.0), budget))
         # Nothing can raise the limit of the scope later, so it is that of a run that comes to be asked for meanwhile.
         most = max(budget.cpu_percent, budget.asked_cpu_percent)
         process = await spawn(self._worker, limits=Limits(most, cores, job.memory_mb, hard_mb))
-        self.throttle.attach(process.pid, *self._share(asked))
+        self.throttle.attach(process.pid, percent, cores, resume_after_s)
         return process
 
     async def _end(self, running: GoingOn, told: ToldToEnd) -> None:

@@ -21,6 +21,11 @@ JobKind = Literal["live", "baked"]
 FREE_SHARE = 0.5  # of the memory that is free, within which a run is planned where nothing else is set
 
 
+def job_kind(name: str | None) -> JobKind | None:
+    """Return the kind as the profile stores it; None for none. What is not known there is the fast path."""
+    return None if name is None else "baked" if name == "baked" else "live"
+
+
 @dataclass(frozen=True)
 class JobExample:
     """One exchange: the messages before the answer, and the answer that the user wants.
