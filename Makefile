@@ -14,11 +14,12 @@ READY := .venv/.ready
 # Models are kept in build/ for whatever is started from here, so that they are fetched once.
 export EDGEPD_MODELS_DIR ?= $(CURDIR)/build/models
 DEFAULT_MODEL := $(EDGEPD_MODELS_DIR)/smollm2-135m-instruct-q4_1.json
-# The study of hyper-parameters takes hours and is started by name.
-BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out benchmarks/_% benchmarks/study.py,$(wildcard benchmarks/*.py)))
+# The study of hyper-parameters takes hours and is started by name. What needs data is left out where DATA names none.
+NOT_BENCHMARKS := benchmarks/_% benchmarks/study.py benchmarks/student.py $(if $(DATA),,benchmarks/intent.py)
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(filter-out $(NOT_BENCHMARKS),$(wildcard benchmarks/*.py)))
 PEFT := build/peft-venv
 
-.PHONY: help demo run test check format docs bench soak clean
+.PHONY: help demo run test check format docs bench student soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/^([a-z%-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -57,6 +58,11 @@ bench: $(BENCHMARKS)  ## run all benchmarks
 
 bench-%: $(READY) $(DEFAULT_MODEL) .venv/.bench-ready  ## run benchmarks/%.py, with ARGS='...' if it takes any
 	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+bench-intent: ARGS = $(or $(DATA),$(error say where the data is: make bench-intent DATA=path/to/USA_Foursqaure.json))
+
+student: $(READY)  ## train the small model that ships with edgepd: DATA=path/to/USA_Foursqaure.json
+	$(BIN)/python benchmarks/student.py $(or $(DATA),$(error say where the data is: make student DATA=...)) $(ARGS)
 
 soak:  ## crashes, full disks, training and users all at once, and what was lost: MINUTES=10 SEED=1
 	@$(MAKE) --no-print-directory bench-soak ARGS='--minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)'

@@ -1,7 +1,8 @@
 """Talk to the daemon: a synchronous client of its HTTP API over the Unix socket.
 
 The idea: one method per route, JSON objects in and out as the API documents them; the routes about the user are in
-profile_client.py and privacy_client.py, those about the budget in budget_client.py, which this joins. The invariant:
+profile_client.py and privacy_client.py, those about events in intent_client.py, those about the budget in
+budget_client.py, which this joins. The invariant:
 whatever goes wrong leaves this module as an EdgepdError, and an error that the daemon explains keeps its class (and
 with it its exit code), found by the `code` in the answer.
 What this does not do: start the daemon, repeat a failed request, or interpret what an answer says.
@@ -22,19 +23,21 @@ from edgepd.budget_client import BudgetCalls
 from edgepd.client_calls import Json as Json
 from edgepd.client_errors import encoded, error_in, explained, parsed, segment
 from edgepd.errors import BusyError, DaemonNotRunningError, EdgepdError
+from edgepd.intent_client import MOST_EVENTS as MOST_EVENTS
+from edgepd.intent_client import IntentCalls
 from edgepd.privacy_client import PrivacyCalls
 from edgepd.profile_client import FeedbackKind as FeedbackKind
 from edgepd.profile_client import Outcome as Outcome
 from edgepd.profile_client import ProfileCalls
 
-Kind = Literal["live", "baked"]
+Kind = Literal["live", "baked", "intent"]
 
 CONNECT_TIMEOUT_S = 5.0
 GENERATIONS = "/edgepd/v1/generations"
 NOT_SERVING = ("failed", "draining")  # what /healthz says when nothing more will be answered
 
 
-class Client(ProfileCalls, PrivacyCalls, BudgetCalls):
+class Client(ProfileCalls, PrivacyCalls, IntentCalls, BudgetCalls):
     """A connection to the daemon that listens on `socket_path`. Use it as a context manager, or call `close()`.
 
     `timeout` is in seconds and bounds the wait for most answers. Chat completions, plans, and what copies, compares or

@@ -193,6 +193,11 @@ class Paths:
         return self.data_dir / "states"
 
     @property
+    def students_dir(self) -> Path:
+        """Tuned models of what comes next."""
+        return self.data_dir / "students"
+
+    @property
     def runs_dir(self) -> Path:
         """Working directories of training runs."""
         return self.data_dir / "runs"

@@ -44,7 +44,10 @@ class PrivacyCalls(Calls):
         return list(self._call("GET", "/edgepd/v1/recall", params=params)["found"])
 
     def suggestions(self, limit: int | None = None, app: str | None = None) -> list[Json]:
-        """Return what the user is likely to ask next, likeliest first: {"id", "text", "reason"}."""
+        """Return what the user is likely to ask next, likeliest first: {"id", "text", "reason"}.
+
+        `foresee` (intent_client.py) returns these with what is likely to be done next.
+        """
         params = of_app({} if limit is None else {"limit": limit}, app)
         return list(self._call("GET", SUGGESTIONS, params=params)["suggestions"])
 
@@ -70,7 +73,8 @@ class PrivacyCalls(Calls):
         return self._lines("/edgepd/v1/export", of_app({}, app))
 
     def import_lines(self, lines: Sequence[str]) -> Json:
-        """Take in lines as `export` gives them. Returns {"added", "known", "facts", "refused": [{"line", "reason"}]}.
+        """Take in lines as `export` gives them. Returns {"added", "known", "facts", "events", "mapped_events",
+        "refused": [{"line", "reason"}]}.
 
         `line` counts from 1 within `lines`.
         """

@@ -33,10 +33,11 @@ ARROWS: dict[str, set[str]] = {
     "edgepd.client_calls": {"edgepd.errors", "edgepd.client_errors"},
     "edgepd.profile_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
     "edgepd.privacy_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
+    "edgepd.intent_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
     "edgepd.budget_client": {"edgepd.errors", "edgepd.client_errors", "edgepd.client_calls"},
     "edgepd.client": {
         *("edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.client_errors", "edgepd.client_calls"),
-        *("edgepd.profile_client", "edgepd.privacy_client", "edgepd.budget_client"),
+        *("edgepd.profile_client", "edgepd.privacy_client", "edgepd.intent_client", "edgepd.budget_client"),
     },
     "edgepd_quant": {"edgepd.errors", "edgepd.atomic"},
     "edgepd_profiles": {"edgepd.errors", "edgepd.config", "edgepd.atomic", "edgepd.secrets", "edgepd.settings"},
@@ -53,21 +54,32 @@ SHARED = {
     "edgepd_quant",
 }
 ARROWS["edgepd.adapt"] = SHARED
-ARROWS["edgepd.intent"] = SHARED
+ARROWS["edgepd.intent"] = SHARED | {"edgepd.settings", "edgepd.adapt"}
 ARROWS["edgepd_daemon"] = set(ARROWS) | {"edgepd.adapt", "edgepd.intent"}
 ARROWS["edgepd.cli"] = {
     *("edgepd", "edgepd.errors", "edgepd.config", "edgepd.settings", "edgepd.atomic", "edgepd.client"),
     *("edgepd.models", "edgepd.template"),
-    *("edgepd_quant", "edgepd_profiles", "edgepd_daemon"),
+    *("edgepd_quant", "edgepd_profiles", "edgepd_daemon", "edgepd.intent"),
 }
 ARROWS["edgepd.__main__"] = {"edgepd.cli"}
 
 # Modules of edgepd.adapt that the daemon may import: how it talks to the child process, and what that will do.
-TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job", "edgepd.adapt.presets"}
+TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job", "edgepd.adapt.laps", "edgepd.adapt.presets"}
+# Modules of edgepd.intent that tune, in a child process; the daemon may import any other.
+TORCH_INTENT = {
+    f"edgepd.intent.{name}"
+    for name in (
+        *("backbone", "batches", "embed", "iat", "individual", "losses", "population", "predictor", "unlearn"),
+        "worker",
+    )
+}
 # May be imported inside a function: the first two are slow to load, and the hub is needed for one command only.
 HEAVY = {"torch", "llama_cpp", "huggingface_hub", "tqdm"}
 # So may these, which load llama.cpp or numpy: the daemon does without them until it is asked something.
-LOADS_HEAVY = {"edgepd_daemon.engine.host", "edgepd_daemon.generation_files", "edgepd_profiles.selection"}
+LOADS_HEAVY = {
+    *("edgepd_daemon.engine.host", "edgepd_daemon.generation_files", "edgepd_profiles.selection"),
+    "edgepd.intent.student",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -132,6 +144,8 @@ def violations(tree: dict[str, Path]) -> list[str]:
                 problems.append(f"{name}: {part} may not import {target}")
             if part == "edgepd_daemon" and to == "edgepd.adapt" and target not in TORCH_FREE_ADAPT:
                 problems.append(f"{name}: the daemon may not import {target}, which needs torch")
+            if part != "edgepd.intent" and target in TORCH_INTENT:
+                problems.append(f"{name}: only edgepd.intent may import {target}, which needs torch")
             if top == "torch" and not may_import_torch(name):
                 problems.append(f"{name}: may not import torch")
             if top == "llama_cpp" and part in ("edgepd_quant", "edgepd_profiles", "edgepd.models"):
@@ -141,7 +155,7 @@ def violations(tree: dict[str, Path]) -> list[str]:
 
 def may_import_torch(name: str) -> bool:
     inside = name.startswith(("edgepd_quant.blocks", "edgepd.adapt."))
-    return inside and name not in TORCH_FREE_ADAPT
+    return (inside and name not in TORCH_FREE_ADAPT) or name in TORCH_INTENT
 
 
 def cycle(tree: dict[str, Path]) -> list[str]:

@@ -16,7 +16,7 @@ from edgepd.settings import Budget
 from edgepd_daemon.scheduler.decide import smaller_mb
 from edgepd_daemon.scheduler.types import Action, Decision
 from edgepd_daemon.trainer import Trainer
-from edgepd_profiles import demand, forgetting, runs
+from edgepd_profiles import demand, events, forgetting, runs
 from edgepd_profiles.store import Store
 
 MOST_SHRINKS = 3
@@ -51,7 +51,7 @@ class Acting:
         kind = decision.kind
         if kind is None:
             raise RuntimeError("a run without a kind cannot be started")
-        seq, newest = await asyncio.to_thread(self._before)
+        seq, newest = await asyncio.to_thread(self._before, kind)
         try:
             await self._trainer.start(kind, asked=asked)
         except ConflictError as error:  # somebody was faster
@@ -81,10 +81,10 @@ class Acting:
             self._trainer.shrink(int(smaller_mb(running, budget)))
         return decision
 
-    def _before(self) -> tuple[int, int]:
-        """Return the newest feedback and the id of the newest run."""
+    def _before(self, kind: JobKind) -> tuple[int, int]:
+        """Return the newest of what this kind learns from, feedback or events, and the id of the newest run."""
         with self._store.read() as conn:
-            return demand.newest(conn), _newest_run(conn)
+            return (events.newest_seq(conn) if kind == "intent" else demand.newest(conn)), _newest_run(conn)
 
 
 def _waits(decision: Decision, reason: str, look_again_s: float) -> Decision:

@@ -35,6 +35,7 @@ WHOLE = ("stop", "length")  # reasons with which an answer has come to its own e
 STATE_OF_REASON = {"stop": "done", "length": "done", "cancelled": "cancelled"}
 
 Observer = Callable[[Timings | None, str], None]
+Answered = Callable[[str, Timings], None]
 
 
 class Exchanges:
@@ -47,20 +48,23 @@ class Exchanges:
         recorder: Recorder,
         personaliser: Personaliser,
         observe: Observer = lambda _timings, _why: None,
+        *,
+        answered: Answered = lambda _app, _timings: None,
     ) -> None:
-        """`observe` is told the timings and the reason of each choice that ended."""
+        """`observe` is told timings and reason of each choice that ended, `answered` app and timings."""
         self._engine = engine
         self._generations = generations
         self._recorder = recorder
         self._personaliser = personaliser
         self._observe = observe
+        self._answered = answered
 
     async def start(self, ask: Ask) -> Exchange:
         """Resolve, tokenise and submit. Raises EdgepdError if the question cannot be accepted."""
         version = await asyncio.to_thread(self._generations.resolve, ask.model)
         personal, prompt = await asyncio.to_thread(self._prompt, version, ask)
         model_id = self._generations.model_id(version)
-        observe = self._observer(version)
+        observe = self._observer(version, ask.app)
         exchange = Exchange(self._engine, self._recorder, observe, ask, version, model_id, prompt, personal)
         exchange.submit()
         return exchange
@@ -76,7 +80,7 @@ class Exchanges:
             personal = replace(personal, used={})
         return personal, prepare(self._engine, version, ask)
 
-    def _observer(self, version: Version) -> Observer:
+    def _observer(self, version: Version, app: str) -> Observer:
         """Return an observer that also counts answers that came to their end for the health of their generation.
 
         One that was cancelled shows less; and it counts whether it is stored in the profile or not.
@@ -84,6 +88,8 @@ class Exchanges:
 
         def observe(timings: Timings | None, why: str) -> None:
             self._observe(timings, why)
+            if timings is not None:
+                self._answered(app, timings)
             if why in WHOLE:
                 self._generations.answered(version)
 

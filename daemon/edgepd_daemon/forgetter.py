@@ -1,8 +1,9 @@
 """Forgetting, from the profile to the last file: what a user takes back is gone, and so is what was learned from it.
 
 The idea: rows and registry change in one transaction, with the switch to a generation that never saw what is forgotten.
-After it goes, step by step, what else may hold the text: files of generations, checkpoints, saved conversations, free
-pages and the WAL, backups. At the end all files are searched for it, and the receipt says what was found.
+After it goes, step by step, what else may hold the text: files of generations and of tuned students, checkpoints, saved
+conversations, free pages and the WAL, backups. At the end all files are searched for it, and the receipt says what was
+found.
 Invariants: no question that comes from the transaction on is answered by what was trained on it; a receipt is `done`
 only when every step is; what a crash leaves undone is done at the next start, where only the search is missing.
 What this does not do: choose what is forgotten (see edgepd_profiles.forgetting), or reach copies that others made.
@@ -29,6 +30,7 @@ from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.trainer import Trainer
+from edgepd_daemon.tuned_students import TunedStudents
 from edgepd_profiles import backup, byte_search, forgetting, registry
 from edgepd_profiles.forgetting import Plan, Receipt, Selector
 from edgepd_profiles.store import Store
@@ -66,6 +68,7 @@ class Forgetter:
         self._engine = engine
         self._personaliser = personaliser
         self._paths = paths
+        self.students = TunedStudents(store, paths.students_dir)  # told of what predicts no more
         self.backups: int = Keep.backups  # how many are kept; a reload replaces it
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[Forgotten]] = set()  # so that none is collected before its end
@@ -131,6 +134,7 @@ class Forgetter:
             raise
         log.info("forgotten: %s", plan.counts)
         self._personaliser.forget()
+        self.students.changed()
         for number in plan.generations:
             self._generations.discard_files(number)
         counts = self._clean_up()
@@ -150,6 +154,7 @@ class Forgetter:
             saved = self._engine.forget_conversations()
             for run in self._paths.runs_dir.glob("*"):  # checkpoints have learned it
                 shutil.rmtree(run) if run.is_dir() else run.unlink()
+            self.students.remove_unclaimed()
             return self._scrubbed() | {"saved_conversations": saved}
         except OSError as error:
             raise StoreError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgepd.adapt.job import Job, Progress
+from edgepd.intent.job import TuneJob
 from edgepd_daemon.scheduler.types import Running
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.runs import Run
@@ -29,12 +30,12 @@ class GoingOn:
     """A run and its child."""
 
     run: Run
-    job: Job
+    job: Job | TuneJob
     asked: bool  # the user waits for it
-    seq: int  # the newest feedback when its examples were chosen
+    seq: int  # the newest feedback, or event, when it was chosen what it learns from
     process: asyncio.subprocess.Process
     progress: Progress | None = None
-    promoted: Generation | None = None  # the run has its result, and the child only reviews it
+    promoted: Generation | None = None  # the run has its result, and the child only reviews it; of adapters alone
     concluded: bool = False
     told_to_end: ToldToEnd | None = None
     smaller_mb: int | None = None  # the child is to be started again within so much

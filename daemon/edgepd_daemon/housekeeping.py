@@ -1,9 +1,9 @@
 """What the daemon does with the profile while nobody asks anything.
 
-The idea: one pass a minute, if the engine is idle: fold new exchanges into the profile, embed and select examples, make
-similar pairs if that is wanted, let old exchanges go, and back the profile up when it is time. Invariants: every step
-is bounded, so that a pass never delays a question for long; one that fails is logged and does not keep the others from
-running; none loads a model.
+The idea: one pass a minute, if the engine is idle: fold new exchanges into the profile, make events of the chats that
+are older than events, embed and select examples, make similar pairs if that is wanted, let old exchanges and events go,
+and back the profile up when it is time. Invariants: every step is bounded, so that a pass never delays a question for
+long; one that fails is logged and does not keep the others from running; none loads a model.
 What this does not do: train, or decide when to (see supervisor.py).
 """
 
@@ -21,7 +21,7 @@ from edgepd_daemon.embedding import Embedding
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.pairing import Pairing
 from edgepd_daemon.training_jobs import keep_examples
-from edgepd_profiles import backup, expiry, profile, rescue
+from edgepd_profiles import backup, events, expiry, profile, rescue
 from edgepd_profiles.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 60.0
 QUIET_SECONDS = 3600.0  # for which a pass that had nothing to do is not repeated while nothing changes
 FOLDED = 50  # exchanges that one transaction folds into the profile, in about 20 ms
-EXPIRED = 50  # exchanges that one transaction lets go
+TAKEN = 50  # old chats that one transaction makes events of
+EXPIRED = 50  # exchanges, and then events, that one transaction lets go
 
 
 class Housekeeper:
@@ -86,6 +87,7 @@ class Housekeeper:
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
             self._finish,
             self._fold,
+            self._take_chats,
             self._embed,
             self._select,
             self._pair,
@@ -106,6 +108,10 @@ class Housekeeper:
     async def _fold(self) -> None:
         half_life = self._settings().profile.half_life_days
         await self._write_all(lambda: self._store.write(lambda c: profile.catch_up(c, half_life, FOLDED)).result())
+
+    async def _take_chats(self) -> None:
+        if self._settings().intent.enabled:
+            await self._write_all(lambda: self._store.write(lambda c: events.take_chats(c, TAKEN)).result())
 
     async def _embed(self) -> None:
         await self._embedding.make_missing()

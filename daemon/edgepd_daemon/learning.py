@@ -15,6 +15,7 @@ from edgepd.settings import Settings
 from edgepd_daemon.activity import Activity
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.generations import Generations
+from edgepd_daemon.quiet_times import QuietTimes
 from edgepd_daemon.readings import Sensors
 from edgepd_daemon.supervisor import Supervisor
 from edgepd_daemon.throttle import Throttle
@@ -32,6 +33,7 @@ async def start_trainer(
         await asyncio.wrap_future(store.write(demand.begin_again))
     throttle = Throttle(lambda: busy(engine))
     trainer = Trainer(store, generations, settings, paths.runs_dir, throttle)
+    await asyncio.to_thread(trainer.students.open)
     try:
         yield trainer
     finally:
@@ -50,7 +52,9 @@ def make_supervisor(
 
     engine.on_submit = request_came
     sensors = Sensors(paths.data_dir)
-    return Supervisor(store, lambda: busy(engine), trainer, sensors, activity, settings, paths.data_dir / "paused.json")
+    quiet_times = QuietTimes(store, settings, paths.data_dir / "awake.json")
+    pause_file = paths.data_dir / "paused.json"
+    return Supervisor(store, lambda: busy(engine), trainer, sensors, activity, settings, pause_file, quiet_times)
 
 
 def busy(engine: Engine) -> bool:

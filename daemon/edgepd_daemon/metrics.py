@@ -19,7 +19,9 @@ from prometheus_client.registry import Collector
 
 from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, Timings
+from edgepd_daemon.foresight import Predicted
 from edgepd_daemon.scheduler.types import Action
+from edgepd_daemon.warming import Warmings
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -43,6 +45,8 @@ class Snapshot:
     runs: Mapping[str, int] = field(default_factory=dict)  # number of training runs that ended in each state
     progress: Progress | None = None  # of the training run that is going on
     budget: Mapping[str, Any] | None = None  # what the supervisor says of itself
+    predicted: Predicted | None = None  # how good the predictions of what comes next were
+    warmings: Warmings | None = None  # prompts that were computed ahead
 
 
 class Metrics:
@@ -120,6 +124,10 @@ class _Now(Collector):
         yield from _paused(snapshot)
         if snapshot.budget is not None:
             yield from _budget(snapshot.budget)
+        if snapshot.predicted is not None:
+            yield from _predictions(snapshot.predicted)
+        if snapshot.warmings is not None:
+            yield from _warmings(snapshot.warmings)
         if snapshot.engine is not None:
             yield from _engine(snapshot.engine)
 
@@ -189,6 +197,21 @@ def _budget(view: Mapping[str, Any]) -> Iterable[Metric]:
     ):
         if value is not None:
             yield _gauge(name, documentation, value * unit)
+
+
+def _predictions(found: Predicted) -> Iterable[Metric]:
+    yield _counter("intent_predictions", "Predictions that were compared with the event that came.", found.made)
+    yield _counter("intent_predictions_top1", "Those that had the intent of the event first.", found.top1)
+    yield _counter("intent_predictions_top3", "Those that had it among the first three.", found.top3)
+
+
+def _warmings(found: Warmings) -> Iterable[Metric]:
+    yield _counter("warmings", "Prompts of the likely next app that were computed ahead.", found.made)
+    yield _counter("warmings_cancelled", "Those that were ended by a request; not among the others.", found.cancelled)
+    yield _counter("warming_hits", "Those that the app's next request reused.", found.hits)
+    yield _counter("warming_misses", "Those that the app's next request had no use for.", found.misses)
+    yield _counter("warming_tokens", "Tokens that were computed ahead.", found.tokens)
+    yield _counter("warming_saved_seconds", "Time that hits did not have to wait for.", found.saved_s)
 
 
 def _paused(snapshot: Snapshot) -> Iterable[Metric]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from edgepd.adapt.job import Job, Planned, Progress, Refused
+from edgepd.adapt.job import Planned, Progress, Refused
 from edgepd.errors import TrainingError
-from edgepd_daemon.training_child import events, how_it_ended
+from edgepd_daemon.training_child import AnyJob, events, how_it_ended
 from edgepd_profiles.rows import finite
 
 PLAN_SECONDS = 120.0  # within which a plan must be there; loading torch alone takes ten on a small board
 
 
-async def ask_for_plan(process: asyncio.subprocess.Process, job: Job) -> dict[str, Any]:
+async def ask_for_plan(process: asyncio.subprocess.Process, job: AnyJob) -> dict[str, Any]:
     """Return the plan of a job, as the planner in the child gives it. Raises TrainingError if there is none."""
     try:
         async with asyncio.timeout(PLAN_SECONDS):

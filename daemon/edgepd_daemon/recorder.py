@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edgepd.errors import ConflictError, EdgepdError, NotFoundError, StoreError
-from edgepd_profiles import implicit, interactions, suggestions
+from edgepd.settings import Intent
+from edgepd_profiles import events, implicit, interactions, suggestions
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.rows import last_user_text
 from edgepd_profiles.store import Store
@@ -46,13 +47,15 @@ class Recorder:
         """With `enabled` false nothing is stored."""
         self._store = store
         self.enabled = enabled
+        self.events: bool = Intent.enabled  # whether chats become events; a reload replaces it
         self.problem: str | None = None
         self._left: dict[str, Ending] = {}  # ends that could not be stored, by row
 
     async def begin(self, interaction: Interaction) -> str | None:
         """Store the row; return why that failed, None if it is on disk.
 
-        What the question says about the answer before it, and about suggestions, is noted without waiting for it.
+        What the question says about the answer before it, about suggestions, and of what the user does, is noted
+        without waiting for it.
         """
         try:
             await _written(self._store.write(lambda c: interactions.begin(c, interaction)))
@@ -60,7 +63,8 @@ class Recorder:
             return self._failed(error)
         self.problem = None
         with contextlib.suppress(StoreError):  # closed just now; the row is there
-            self._store.write(lambda c: _observe(c, interaction)).add_done_callback(_unobserved)
+            with_events = self.events
+            self._store.write(lambda c: _observe(c, interaction, with_events)).add_done_callback(_unobserved)
         return None
 
     async def finish(self, row: str, ending: Ending) -> str | None:
@@ -113,10 +117,12 @@ class Recorder:
         return self.problem
 
 
-def _observe(conn: sqlite3.Connection, interaction: Interaction) -> None:
-    """Note what a question shows besides itself: it corrects the answer before, or takes up a suggestion."""
+def _observe(conn: sqlite3.Connection, interaction: Interaction, with_events: bool) -> None:
+    """Note what a question shows besides itself: it corrects the answer before, takes up a suggestion, is an event."""
     implicit.follow_ups(conn, interaction)
     suggestions.settle(conn, interaction.app, last_user_text(interaction.messages), interaction.created_at)
+    if with_events:
+        events.note_chat(conn, interaction)
 
 
 def _unobserved(done: Future[None]) -> None:

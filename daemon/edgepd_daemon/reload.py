@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # All other settings shape what is built at start: the sockets, the context, the caches.
-CHANGEABLE_SECTIONS = ("train", "gate", "profile", "select", "budget", "keep", "log")
+CHANGEABLE_SECTIONS = ("train", "gate", "profile", "select", "budget", "intent", "keep", "log")
 CHANGEABLE = {
     "serve.threads",
     "serve.max_tokens",
@@ -118,6 +118,7 @@ def _apply(services: Services, settings: Settings, changed: set[str]) -> None:
     if "log.level" in changed:
         logging.getLogger().setLevel(LEVELS[settings.log.level])
     services.recorder.enabled = settings.log.interactions
+    services.recorder.events = settings.intent.enabled
     services.generations.keep_retired = settings.keep.retired
     services.trainer.settings = settings
     services.forgetter.backups = settings.keep.backups

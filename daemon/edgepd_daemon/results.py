@@ -3,7 +3,7 @@
 The idea: what a child says is taken in here, and the last of it becomes one of the states of a run here and nowhere
 else. The invariants: a run is finished once; that it was judged, what it was judged on, and that what forgetting had
 made necessary is done are one transaction.
-What this does not do: start or end a child (see trainer.py).
+What this does not do: start or end a child (see trainer.py), or keep tuned students (see tuned_students.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 
 from edgepd.adapt.job import Job, Outcome, Parked, Progress, Refused, Reviewed
 from edgepd.errors import EdgepdError, TrainingError
+from edgepd.intent.job import TuneJob
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.going_on import GoingOn
 from edgepd_daemon.training_child import events, how_it_ended, killed_for_memory
 from edgepd_daemon.training_progress import continued, note_loss
+from edgepd_daemon.tuned_students import TunedStudents
 from edgepd_profiles import demand, forgetting, registry, runs
 from edgepd_profiles.registry import Generation
 from edgepd_profiles.rows import canonical_json, finite
@@ -34,10 +36,11 @@ log = logging.getLogger(__name__)
 class Results:
     """Carries results into the registry. Lives on the event loop."""
 
-    def __init__(self, store: Store, generations: Generations) -> None:
+    def __init__(self, store: Store, generations: Generations, students: TunedStudents) -> None:
         """Nothing is read or written yet."""
         self._store = store
         self._generations = generations
+        self._students = students
 
     async def listen(self, running: GoingOn) -> None:
         """Send the job to the child that is there now, and take in what it says until it has ended."""
@@ -57,8 +60,19 @@ class Results:
             elif isinstance(event, Parked):
                 log.info("training run %d has saved its state after step %d", running.run.id, event.step)
 
-    async def conclude(self, run: Run, job: Job, outcome: Outcome, seq: int) -> Generation | None:
-        """Record what the gate has said of a run that knew feedback up to `seq`; return what became active."""
+    async def conclude(self, run: Run, job: Job | TuneJob, outcome: Outcome, seq: int) -> Generation | None:
+        """Record what the gate has said of a run that knew feedback, or events, up to `seq`.
+
+        Return the generation that became active, if one did: what comes of tuning is none.
+        """
+        if isinstance(job, TuneJob):
+            keep = self._generations.keep_retired
+            state = await asyncio.to_thread(self._students.conclude, run, job, outcome, seq, keep)
+            log.info("training run %d: %s: %s", run.id, state, outcome.reason)
+            return None
+        return await self._conclude_adapter(run, job, outcome, seq)
+
+    async def _conclude_adapter(self, run: Run, job: Job, outcome: Outcome, seq: int) -> Generation | None:
         generation = await asyncio.to_thread(self._register, run, job, outcome)
         numbers = dict(outcome.scores)
         if outcome.promoted:

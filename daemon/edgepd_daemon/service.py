@@ -33,6 +33,7 @@ from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.engine.saved import SavedStates
 from edgepd_daemon.engine.types import EngineSizes
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.foresight import Foresight
 from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.housekeeping import Housekeeper
@@ -51,6 +52,7 @@ from edgepd_daemon.renderer import Renderer
 from edgepd_daemon.restarting import Restart, Restarts
 from edgepd_daemon.server import Server
 from edgepd_daemon.services import Services
+from edgepd_daemon.warming import Warmer
 from edgepd_daemon.watching import SocketGuard, keep_token
 from edgepd_profiles import interactions, rescue, runs
 from edgepd_profiles.store import Store
@@ -88,10 +90,22 @@ async def run(load_settings: Callable[[], Settings], paths: Paths, restarts: Res
         await asyncio.to_thread(generations.boot)
         trainer = await stack.enter_async_context(start_trainer(store, engine, generations, settings, paths))
         recorder = Recorder(store, enabled=settings.log.interactions)
+        recorder.events = settings.intent.enabled
         metrics = Metrics()
         personaliser = Personaliser(store, engine, generations, lambda: services.settings)
+        foresight = Foresight(store, lambda: services.settings, paths.students_dir)
+        warmer = Warmer(
+            store,
+            engine,
+            generations,
+            personaliser,
+            foresight,
+            lambda: services.settings,
+            lambda: trainer.run is not None,
+        )
         forgetter = Forgetter(store, generations, trainer, engine, personaliser, paths)
         forgetter.backups = settings.keep.backups
+        trainer.students.changed = forgetter.students.changed = foresight.look_again
         services = Services(
             settings=settings,
             paths=paths,
@@ -100,10 +114,14 @@ async def run(load_settings: Callable[[], Settings], paths: Paths, restarts: Res
             generations=generations,
             recorder=recorder,
             trainer=trainer,
-            exchanges=Exchanges(engine, generations, recorder, personaliser, metrics.exchange_ended),
+            exchanges=Exchanges(
+                engine, generations, recorder, personaliser, metrics.exchange_ended, answered=warmer.answered
+            ),
             personaliser=personaliser,
             forgetter=forgetter,
             supervisor=make_supervisor(store, engine, trainer, paths, lambda: services.settings),
+            foresight=foresight,
+            warmer=warmer,
             load_settings=load_settings,
             metrics=metrics,
             token=listener.token(paths.token) if settings.serve.tcp_port else None,
@@ -208,6 +226,7 @@ async def serve(
         await stack.enter_async_context(beside(watch(services, notifier, stop, recovery)))
         await stack.enter_async_context(beside(keep_house(services)))
         await stack.enter_async_context(beside(services.supervisor.run()))
+        await stack.enter_async_context(beside(services.warmer.run()))
         if services.settings.serve.preload:
             await stack.enter_async_context(beside(preload(services)))
         await server.serve(sockets=sockets)

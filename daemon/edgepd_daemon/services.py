@@ -10,6 +10,7 @@ from edgepd.config import Paths
 from edgepd.settings import Settings
 from edgepd_daemon.engine.engine import Engine
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.foresight import Foresight
 from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.metrics import Metrics
@@ -18,6 +19,7 @@ from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.recovery import Recovery
 from edgepd_daemon.supervisor import Supervisor
 from edgepd_daemon.trainer import Trainer
+from edgepd_daemon.warming import Warmer
 from edgepd_profiles.store import Store
 
 
@@ -40,6 +42,8 @@ class Services:
     personaliser: Personaliser
     forgetter: Forgetter
     supervisor: Supervisor
+    foresight: Foresight
+    warmer: Warmer
     load_settings: Callable[[], Settings]
     metrics: Metrics = field(default_factory=Metrics)
     token: str | None = None
@@ -54,5 +58,6 @@ class Services:
         """What is wrong, in sentences for the user."""
         waiting = ", ".join(self.needs_restart)
         restart = f"changed in the settings, but not in effect until the daemon is restarted: {waiting}"
-        found = (self.generations.problem, self.recorder.problem, self.preload_problem, waiting and restart)
+        parts = (self.generations.problem, self.recorder.problem, self.preload_problem, self.foresight.problem)
+        found = (*parts, waiting and restart)
         return [*(problem for problem in found if problem), *(self.recovery.problems if self.recovery else ())]

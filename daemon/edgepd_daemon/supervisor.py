@@ -27,6 +27,7 @@ from edgepd.settings import Budget, Settings
 from edgepd_daemon.acting import Acting
 from edgepd_daemon.activity import Activity
 from edgepd_daemon.holding import UserPause
+from edgepd_daemon.quiet_times import QuietTimes
 from edgepd_daemon.readings import Sensors
 from edgepd_daemon.remembered import Remembered
 from edgepd_daemon.scheduler.constraints import Situation
@@ -75,10 +76,11 @@ class Supervisor:
         activity: Activity,
         settings: Callable[[], Settings],
         pause_file: Path,
+        quiet_times: QuietTimes | None = None,
     ) -> None:
         """`busy` says whether requests are being answered, and `settings` returns those in effect.
 
-        `pause_file` remembers that the user wants no training.
+        `pause_file` remembers that the user wants no training. Without `quiet_times` it waits for no quieter time.
         """
         self._store = store
         self._busy = busy
@@ -87,6 +89,7 @@ class Supervisor:
         self._activity = activity
         self._settings = settings
         self._user_pause = UserPause(pause_file)
+        self._quiet_times = quiet_times
         self._work = WorkToday(store, trainer)
         self._remembered = Remembered(store)
         self._jumps = Jumps()
@@ -113,6 +116,8 @@ class Supervisor:
                         await self._wake.wait()
                 self._wake.clear()
         finally:
+            if self._quiet_times is not None:
+                self._quiet_times.close()
             await self._work.close()
 
     async def _looked(self) -> float:
@@ -149,7 +154,8 @@ class Supervisor:
             self._activity.note()
         self._trainer.hold_to_budget()
         settings, idle_s = self._settings(), self._activity.idle_s()
-        readings = await asyncio.to_thread(self._sensors.read, busy=busy, idle_s=idle_s, trainer_pid=self._trainer.pid)
+        await self._end_what_is_off(settings)
+        readings = await asyncio.to_thread(self._read, busy, idle_s)
         self._readings = readings
         await self._work.count(readings.at)
         if self._decided is not None:
@@ -162,6 +168,7 @@ class Supervisor:
             about[1],
             at_work_s=self._work.at_work_s,
             paused_by_user=self.paused_by_user,
+            intent=settings.intent,
         )
         decision = decide(state, readings, settings.budget, settings.train.min_examples)
         self._demand, self._decided = state.demand, (readings, settings.budget, decision)
@@ -173,10 +180,22 @@ class Supervisor:
         await self._write_down(decision, readings.at, due_anew=state.due_s == 0)
         return decision
 
+    async def _end_what_is_off(self, settings: Settings) -> None:
+        """Park a tuning of what comes next, also one that was asked for, while prediction is switched off."""
+        run = self._trainer.run
+        if run is not None and run.kind == "intent" and not settings.intent.enabled:
+            await self._trainer.park("prediction was switched off (intent.enabled)")
+
     def look_soon(self) -> None:
         """Look again soon, because the settings have changed, or what there is to learn. Any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def forgotten(self, *, everything: bool) -> None:
+        """Foresee nothing from what is gone from the profile, and look again soon. Any thread."""
+        if self._quiet_times is not None:
+            self._quiet_times.forget(everything=everything)
+        self.look_soon()
 
     def refuse_if_paused(self) -> None:
         """Raise ConflictError if the user wants no training now."""
@@ -230,6 +249,11 @@ class Supervisor:
             "rss_mb": self._readings.trainer_rss_mb if self._readings else None,
             "planned_mb": running.planned_mb,
         }
+
+    def _read(self, busy: bool, idle_s: float) -> Readings:
+        """Read the machine, and what is known of its user. Blocks shortly."""
+        readings = self._sensors.read(busy=busy, idle_s=idle_s, trainer_pid=self._trainer.pid)
+        return readings if self._quiet_times is None else self._quiet_times.added_to(readings)
 
     def _unread(self) -> Readings:
         """Return what is known before the first look."""

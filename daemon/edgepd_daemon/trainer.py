@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from edgepd.adapt.job import Job, JobKind, Progress
 from edgepd.errors import ConflictError, EdgepdError
+from edgepd.intent.job import TuneJob
 from edgepd.settings import Settings
 from edgepd_daemon.generations import Generations
 from edgepd_daemon.going_on import GoingOn, ToldToEnd
@@ -36,7 +37,8 @@ from edgepd_daemon.scheduler.decide import hard_limit_mb
 from edgepd_daemon.scheduler.types import Running
 from edgepd_daemon.scope import Limits
 from edgepd_daemon.throttle import Throttle
-from edgepd_daemon.training_child import WORKER, ask_to_park, end, kill, spawn
+from edgepd_daemon.training_child import ask_to_park, end, kill, spawn, worker
+from edgepd_daemon.tuned_students import TunedStudents
 from edgepd_profiles import runs
 from edgepd_profiles.runs import Run
 from edgepd_profiles.store import Store
@@ -57,16 +59,20 @@ class Trainer:
         settings: Settings,
         runs_dir: Path,
         throttle: Throttle,
-        worker: Sequence[str] = WORKER,
+        command: Callable[[JobKind], Sequence[str]] = worker,
     ) -> None:
-        """Checkpoints go below `runs_dir`, general examples next to it; `worker` is the command line of the child."""
+        """Checkpoints go below `runs_dir`, general examples and tuned students next to it.
+
+        `command` returns the command line of the child for a kind of run.
+        """
         self._store = store
         self._generations = generations
         self.settings = settings  # read at the start of each run; a reload replaces them
         self.throttle = throttle
-        self._preparation = Preparation(store, generations, runs_dir)
-        self._worker = tuple(worker)
-        self._results = Results(store, generations)
+        self.students = TunedStudents(store, runs_dir.with_name("students"))
+        self._preparation = Preparation(store, generations, self.students, runs_dir)
+        self._command = command
+        self._results = Results(store, generations, self.students)
         self._running: GoingOn | None = None
         self._planning: asyncio.subprocess.Process | None = None
         self._starting = asyncio.Lock()
@@ -115,9 +121,9 @@ class Trainer:
         """
         async with self._starting:
             self._refuse_second()
-            active, chosen = await self._preparation.choose(kind, self.settings)
-            job = await self._preparation.job(active, chosen, self.settings, "plan", plan_only=True)
-            process = self._planning = await spawn(self._worker)
+            ready = await self._preparation.ready(kind, self.settings)
+            job = await self._preparation.job(ready, self.settings, "plan", plan_only=True)
+            process = self._planning = await spawn(self._command(kind))
             try:
                 return await ask_for_plan(process, job)
             finally:
@@ -143,24 +149,21 @@ class Trainer:
                 return taken
             self._refuse_second()
             settings = self.settings
-            # Before the examples are chosen: feedback that comes in meanwhile is new to this run.
-            seq = await self._preparation.newest_feedback()
-            active, chosen = await self._preparation.choose(kind, settings)
+            ready = await self._preparation.ready(kind, settings)
             if self._running is not None:
                 await self.stop(self._running.run.id, by="edgepd")
             # A run whose end could not be stored, because the disk was full, is not going on any more.
             await asyncio.wrap_future(self._store.write(runs.mark_interrupted_runs))
-            run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, active.id)))
+            run = await asyncio.wrap_future(self._store.write(lambda c: runs.start_run(c, kind, ready.parent)))
             try:
-                name = f"{kind}-{run.id}"
-                job = await self._preparation.job(active, chosen, settings, name, patient=not asked)
+                job = await self._preparation.job(ready, settings, f"{kind}-{run.id}", patient=not asked)
                 process = await self._spawn(job, asked)
             except Exception as error:
                 await self._results.finish(run, "failed", str(error))
                 raise
-            log.info("training run %d (%s) on %d examples, pid %d", run.id, kind, len(job.train), process.pid)
+            log.info("training run %d (%s) on %d examples, pid %d", run.id, kind, ready.size, process.pid)
             self.asked = asked
-            running = self._running = GoingOn(run, job, asked, seq, process)
+            running = self._running = GoingOn(run, job, asked, ready.seq, process)
             running.follower = asyncio.create_task(self._follow(running), name=f"training-{run.id}")
             self.changed(None)
             return run
@@ -250,14 +253,14 @@ class Trainer:
         if self._running is not None and self._running.promoted is None:
             raise ConflictError(f"training run {self._running.run.id} is going on; wait for its end")
 
-    async def _spawn(self, job: Job, asked: bool) -> asyncio.subprocess.Process:
+    async def _spawn(self, job: Job | TuneJob, asked: bool) -> asyncio.subprocess.Process:
         """Start a child and hold it to the budget."""
         budget = self.settings.budget
         percent, cores, resume_after_s = self._share(asked)
         hard_mb = int(hard_limit_mb(Running(job.kind, asked, False, float(job.memory_mb), 0.0), budget))
         # Nothing can raise the limit of the scope later, so it is that of a run that comes to be asked for meanwhile.
         most = max(budget.cpu_percent, budget.asked_cpu_percent)
-        process = await spawn(self._worker, limits=Limits(most, cores, job.memory_mb, hard_mb))
+        process = await spawn(self._command(job.kind), limits=Limits(most, cores, job.memory_mb, hard_mb))
         self.throttle.attach(process.pid, percent, cores, resume_after_s)
         return process
 

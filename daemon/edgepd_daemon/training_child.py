@@ -16,16 +16,20 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from edgepd.adapt.job import Event, Job, read_event
+from edgepd.adapt.job import Event, JobKind, read_event
 from edgepd.errors import TrainingError
 from edgepd_daemon import scope
 from edgepd_daemon.scope import Limits
 
 log = logging.getLogger(__name__)
 
-# -P: a json.py in the working directory must not be taken for the standard one.
-WORKER = (sys.executable, "-P", "-m", "edgepd.adapt.worker")
+WORKERS: dict[JobKind, str] = {
+    "live": "edgepd.adapt.worker",
+    "baked": "edgepd.adapt.worker",
+    "intent": "edgepd.intent.worker",
+}
 EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # longest line that a child may write
 SCOPE_SECONDS = 5.0  # within which systemd must have made a scope
 NICE = 19  # from the first instruction on; the child does the rest when it runs
@@ -37,14 +41,27 @@ CHILD_ENVIRONMENT = {
 }
 
 
-async def spawn(worker: Sequence[str], *, limits: Limits | None = None) -> asyncio.subprocess.Process:
+class AnyJob(Protocol):
+    """What is written to a child."""
+
+    def to_json(self) -> str:
+        """Serialise."""
+
+
+def worker(kind: JobKind) -> Sequence[str]:
+    """Return the command line of the child for a kind of run."""
+    # -P: a json.py in the working directory must not be taken for the standard one.
+    return (sys.executable, "-P", "-m", WORKERS[kind])
+
+
+async def spawn(command: Sequence[str], *, limits: Limits | None = None) -> asyncio.subprocess.Process:
     """Start a child, with this command line, that waits for its job; within limits where systemd can set them.
 
     Raises TrainingError if it cannot be started. That it cannot be limited is no reason not to train.
     """
     if limits is not None and scope.available(os.environ):
         try:
-            process = await _start(scope.command(worker, limits, os.environ))
+            process = await _start(scope.command(command, limits, os.environ))
         except TrainingError as error:
             log.warning("training without a scope of its own: %s", error)
         else:
@@ -54,7 +71,7 @@ async def spawn(worker: Sequence[str], *, limits: Limits | None = None) -> async
             await end(process)
             why = f"had no answer within {SCOPE_SECONDS:.0f} s" if hangs else how_it_ended(process)
             log.warning("training without a scope of its own: %s %s", scope.RUN, why)
-    return await _start(worker)
+    return await _start(command)
 
 
 async def _start(command: Sequence[str]) -> asyncio.subprocess.Process:
@@ -92,7 +109,7 @@ async def _is_in_scope(process: asyncio.subprocess.Process) -> bool:
     return False
 
 
-async def events(process: asyncio.subprocess.Process, job: Job) -> AsyncGenerator[Event, None]:
+async def events(process: asyncio.subprocess.Process, job: AnyJob) -> AsyncGenerator[Event, None]:
     """Send the job and yield what the child says until it has ended. Raises TrainingError for what is no event."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the trainer was started without pipes")

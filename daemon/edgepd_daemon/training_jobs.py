@@ -152,8 +152,6 @@ def make_job(
     settings: Settings,
     places: Places,
     name: str,
-    *,
-    plan_only: bool = False,
 ) -> Job:
     """Return the job that trains `chosen`; `name` is that of the output file, without its ending. Blocks shortly.
 
@@ -184,7 +182,6 @@ def make_job(
         parent=active.id,
         start_adapter=adapter if live else None,
         profile_prompt=profile_text.describe_examples(chosen.train),
-        plan_only=plan_only,
     )
 
 

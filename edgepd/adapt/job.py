@@ -16,14 +16,16 @@ from typing import Any, Literal, Self
 from edgepd.errors import TrainingError
 
 # `live` is the fast path (ASLS-Fast): a few seconds on the newest examples, on top of what serves now. `baked` is the
-# normal path (ASLS-Normal): from the original base, on all selected examples.
-JobKind = Literal["live", "baked"]
+# normal path (ASLS-Normal): from the original base, on all selected examples. `intent` tunes the model of what comes
+# next; its job is edgepd.intent.job.TuneJob.
+JobKind = Literal["live", "baked", "intent"]
 FREE_SHARE = 0.5  # of the memory that is free, within which a run is planned where nothing else is set
 
 
 def job_kind(name: str | None) -> JobKind | None:
     """Return the kind as the profile stores it; None for none. What is not known there is the fast path."""
-    return None if name is None else "baked" if name == "baked" else "live"
+    stored: dict[str, JobKind] = {"baked": "baked", "intent": "intent"}
+    return None if name is None else stored.get(name, "live")
 
 
 @dataclass(frozen=True)

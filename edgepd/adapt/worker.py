@@ -25,6 +25,7 @@ from edgepd.adapt.cpu import compute_dtype
 from edgepd.adapt.decoder import Decoder
 from edgepd.adapt.gate.verdict import Verdict
 from edgepd.adapt.job import Event, Job, Outcome, Parked, Planned, Progress, Refused, Reviewed, write_event
+from edgepd.adapt.laps import Laps
 from edgepd.adapt.loop import TrainResult, train
 from edgepd.adapt.parking import Parking, ParkNow
 from edgepd.adapt.planner import MIB, Plan
@@ -126,7 +127,7 @@ def run(job: Job, parking: Parking | None = None) -> Iterator[Planned | Outcome 
     Raises EdgepdError with the reason if it cannot be carried out, and ParkNow when `parking` is asked to park.
     """
     parking = parking or Parking()
-    report, clock = PipeReport(parking), _Clock()
+    report, clock = PipeReport(parking), Laps()
     report.tell(Progress("load"))
     torch.set_num_threads(job.threads)
     settings = read_settings(job)
@@ -160,7 +161,7 @@ def run(job: Job, parking: Parking | None = None) -> Iterator[Planned | Outcome 
 
 
 def _prove(
-    job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: _Clock, report: PipeReport, parking: Parking
+    job: Job, data: Data, delta: Adapter, scores: dict[str, Any], clock: Laps, report: PipeReport, parking: Parking
 ) -> Iterator[Outcome | Reviewed]:
     """Write the file, judge it, and review it: a live adapter when it is live already, anything else before."""
     report.tell(Progress("write"))
@@ -275,19 +276,6 @@ def _remove_checkpoints(directory: Path) -> None:
     for file in directory.iterdir():
         file.unlink()
     directory.rmdir()
-
-
-class _Clock:
-    """Takes lap times in seconds."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 3)
-        self._last = now
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from edgepd.cli.config import config
 from edgepd.cli.daemon import daemon
 from edgepd.cli.demo import demo
 from edgepd.cli.doctor import doctor
+from edgepd.cli.events import events
 from edgepd.cli.facts import facts, recall, remember, suggest
 from edgepd.cli.feedback import bad, comment, fix, good, prefer, rate, report, undo
 from edgepd.cli.model import model
@@ -81,7 +82,7 @@ def main() -> None:
 
 for command in (
     *(demo, chat, ask, good, bad, fix, rate, comment, prefer, report, undo, compare, review, survey),
-    *(train, watch, status, budget, adapters, profile, remember, recall, facts, suggest),
+    *(train, watch, status, budget, adapters, profile, remember, recall, facts, suggest, events),
     *(forget, receipts, export, import_file, backup, backups, restore, doctor, model, config, daemon, service),
 ):
     main.add_command(command)

@@ -30,6 +30,7 @@ CHUNK_LINES = 500  # as many as the daemon takes at once
 CHUNK_BYTES = 4 * 2**20  # half of the largest request that it takes unless told otherwise
 LINE_BYTES = 2 * 2**20  # as a JSON string in a request it may be twice as long
 REFUSED_SHOWN = 20
+COUNTED = ("added", "known", "facts", "events", "mapped_events")  # what the daemon says of an import
 
 
 @click.command()
@@ -134,22 +135,25 @@ def _check_target(target: Path, *, force: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True))
 @json_option
 def import_file(file: Path, as_json: bool) -> None:
-    """Read exchanges and facts from FILE, or from standard input if it is "-".
+    """Read exchanges, facts and events from FILE, or from standard input if it is "-".
 
     FILE is what `edgepd export` wrote, or any JSONL of {"messages": [...]} as for fine-tuning at OpenAI. What is known
     already is not taken twice, so an import that was broken off can be run again. Ends with 2 if lines were refused.
     """
-    done: Json = {"added": 0, "known": 0, "facts": 0, "refused": []}
+    done: Json = {**dict.fromkeys(COUNTED, 0), "refused": []}
     console = progress_console()
     with connect() as client, click.open_file(str(file), "rb") as lines, console.status("importing") as status:
         for numbers, chunk in _chunks(lines, done["refused"]):
             answer = client.import_lines(chunk)
-            for name in ("added", "known", "facts"):
-                done[name] += answer[name]
+            for name in COUNTED:
+                done[name] += answer.get(name, 0)
             done["refused"] += [each | {"line": numbers[each["line"] - 1]} for each in answer["refused"]]
             status.update(f"importing: line {numbers[-1]:,}")
     done["refused"].sort(key=lambda each: each["line"])
-    text = f"{done['added']:,} exchanges and {done['facts']:,} facts added, {done['known']:,} were known already"
+    events = f" and {done['events']:,} events" if done["events"] else ""
+    text = (
+        f"{done['added']:,} exchanges and {done['facts']:,} facts{events} added, {done['known']:,} were known already"
+    )
     show(done, text, as_json)
     if refused := done["refused"]:
         if not as_json:

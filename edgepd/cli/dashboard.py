@@ -19,9 +19,10 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepd.cli.budget import battery, learning, number, paused, today, trainer
+from edgepd.cli.events import hit_rates
 from edgepd.cli.output import CONTROLS, duration, mebibytes
 from edgepd.cli.plot import BLOCKS, PLAIN, bar, gauge, plot, sparkline
-from edgepd.cli.train import stage_of, verdict
+from edgepd.cli.train import kind_of, stage_of, verdict
 from edgepd.client import Json
 
 WIDE = 72  # columns from which two panels stand side by side
@@ -165,6 +166,8 @@ def _serving(view: Json, speeds: Sequence[float], width: int, levels: str) -> It
     yield "", Text(sparkline(list(speeds)[-max(width, 1) :], max(width, 1), low=0.0, levels=levels), style="cyan")
     if memory:
         yield "memory", mebibytes(memory["rss_bytes"])
+    if text := hit_rates(view.get("prediction")):
+        yield "foreseen", text
 
 
 def _training(view: Json, width: int, levels: str, plot_lines: int) -> Iterator[tuple[str, str | Text]]:
@@ -173,12 +176,12 @@ def _training(view: Json, width: int, levels: str, plot_lines: int) -> Iterator[
     if run is None:
         yield "run", "none is going on"
     else:
-        yield "run", f"{run['id']} ({run['kind']}) {stage_of(progress) if progress else 'starting'}"
+        yield "run", f"{run['id']} ({kind_of(run)}) {stage_of(progress) if progress else 'starting'}"
         if progress:
             yield from _progress(progress, budget)
         yield from _curve(view.get("curve") or [], progress or {}, max(width, 1), levels, plot_lines)
     if last is not None:
-        yield "last", f"run {last['id']} ({last['kind']}) {verdict(last).splitlines()[0]}"
+        yield "last", f"run {last['id']} ({kind_of(last)}) {verdict(last).splitlines()[0]}"
 
 
 def _progress(progress: Json, budget: Json | None) -> Iterator[tuple[str, str | Text]]:

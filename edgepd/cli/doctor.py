@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from edgepd.atomic import replacing
-from edgepd.cli.doctor_checks import machine, model, native, places, records, resources, serving
+from edgepd.cli.doctor_checks import machine, model, native, places, prediction, records, resources, serving
 from edgepd.cli.doctor_checks import report as reporting
 from edgepd.cli.doctor_checks.own_words import OwnWords
 from edgepd.cli.doctor_checks.situation import Check, Situation
@@ -124,6 +124,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("cores", machine.cores),
     ("memory", resources.memory),
     ("model", model.model),
+    ("prediction", prediction.prediction),
     ("directories", places.directories),
     ("runtime directory", places.runtime_directory),
     ("socket", places.socket),

@@ -1,4 +1,4 @@
-"""`edgepd remember`, `recall`, `facts` and `suggest`: what the user told, what fits a question, and what may be next.
+"""`edgepd remember`, `recall`, `facts` and `suggest`: what the user told, what fits a question, and what is next.
 
 The idea: the daemon keeps, finds and scores; each command is one question to it and a text for people.
 What this does not do: put any of it into a prompt; the daemon does that when it answers.
@@ -6,11 +6,14 @@ What this does not do: put any of it into a prompt; the daemon does that when it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from edgepd.cli.events import SWITCHED_OFF
 from edgepd.cli.output import checked_text, columns, connect, json_option, moment, note, show, text_from_stdin
 from edgepd.cli.privacy import receipt_text
-from edgepd.client import Json
+from edgepd.client import Client, Json
 from edgepd.errors import NotFoundError
 
 SHOWN_CHARACTERS = 60
@@ -84,29 +87,48 @@ def _flat(text: str) -> str:
 
 
 @click.command()
-@click.option("--take", type=click.IntRange(min=1), metavar="N", help="Print the Nth one alone, as the one you chose.")
-@click.option("--limit", type=click.IntRange(1, 20), default=3, show_default=True, help="How many at most.")
+@click.option("--take", type=click.IntRange(min=1), metavar="N", help="Print the Nth question alone, as yours.")
+@click.option("--limit", type=click.IntRange(1, 20), default=3, show_default=True, help="How many of each at most.")
 @json_option
 def suggest(take: int | None, limit: int, as_json: bool) -> None:
-    """Suggest what you may want to ask next, from what you asked before.
+    """Show what you are likely to do next, and suggest what to ask, from what you did and asked before.
 
-    Whether you take one is remembered, so that suggestions get better.
+    Whether you take a question is remembered, so that suggestions get better. `edgepd events` tells what you did.
 
     \b
     edgepd suggest
     edgepd ask "$(edgepd suggest --take 1)"
     """
     with connect() as client:
-        found = client.suggestions(limit if take is None else max(take, limit))
         if take is not None:
-            if take > len(found):
-                raise NotFoundError(f"there is no suggestion {take}, only {len(found)}; list them with: edgepd suggest")
-            chosen = found[take - 1]
-            settled = client.settle_suggestion(chosen["id"], "taken")
-            show({"suggestion": settled}, chosen["text"], as_json)
+            _take(client, take, limit, as_json)
             return
-    rows = [(f"{n}.", _flat(each["text"]), f"({each['reason']})") for n, each in enumerate(found, start=1)]
-    if not rows and not as_json:
+        found = client.foresee(limit)
+    # Absent: a daemon that does not know of prediction yet.
+    if not found.get("predicting", True) and not as_json:
+        note(SWITCHED_OFF)
+    text = _suggested(found["suggestions"], found.get("next") or [])
+    if not text and not as_json:
         note("no suggestions yet; they come from what you ask")
         return
-    show({"suggestions": found}, columns(rows) if rows else "", as_json)
+    show(found, text, as_json)
+
+
+def _take(client: Client, take: int, limit: int, as_json: bool) -> None:
+    """Print one question and say that it was taken. Raises NotFoundError if there are not so many."""
+    found = client.suggestions(max(take, limit))
+    if take > len(found):
+        raise NotFoundError(f"there is no suggestion {take}, only {len(found)}; list them with: edgepd suggest")
+    chosen = found[take - 1]
+    settled = client.settle_suggestion(chosen["id"], "taken")
+    show({"suggestion": settled}, chosen["text"], as_json)
+
+
+def _suggested(questions: Sequence[Json], likely: Sequence[Json]) -> str:
+    """Return the intents that are likely next, and then the questions, which keep the numbers for --take."""
+    asked = [(f"{n}.", _flat(each["text"]), f"({each['reason']})") for n, each in enumerate(questions, start=1)]
+    if not likely:
+        return columns(asked) if asked else ""
+    done = [(_flat(each["intent"]), f"{each['probability']:.0%}", f"({each['reason']})") for each in likely]
+    parts = ["likely next:", columns(done)]
+    return "\n".join([*parts, "to ask:", columns(asked)] if asked else parts)

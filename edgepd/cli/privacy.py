@@ -26,8 +26,10 @@ THINGS = {
     "suggestions": ("suggestion", "suggestions"),
     "surveys": ("survey answer", "survey answers"),
     "edits": ("edit of the profile", "edits of the profile"),
+    "events": ("event", "events"),
+    "mapped_events": ("event on the map", "events on the map"),
 }
-TOLD_APART = ("generations", "backups", "saved_conversations")  # each has a sentence of its own
+TOLD_APART = ("generations", "students", "backups", "saved_conversations")  # each has a sentence of its own
 
 
 @click.command()
@@ -192,6 +194,8 @@ def plan_text(receipt: Json) -> str:
         lines.append(f"{touched} learned from it and will be retired{_serving(receipt, 'will serve')}")
     else:
         lines.append("no generation has learned from it")
+    if counts.get("students"):
+        lines.append(f"{_tuned(counts)} will be deleted")
     if counts.get("backups"):
         lines.append(f"{_number(counts['backups'], 'backup', 'backups')} will be replaced by a new one")
     if counts.get("saved_conversations"):
@@ -208,6 +212,8 @@ def receipt_text(receipt: Json) -> str:
         lines.append(f"{touched} had learned from it and {verb} retired{_serving(receipt, 'serves now')}")
     else:
         lines.append("no generation had learned from it")
+    if n := counts.get("students"):
+        lines.append(f"{_tuned(counts)} {'was' if n == 1 else 'were'} deleted")
     if n := counts.get("backups"):
         lines.append(f"{_number(n, 'backup was', 'backups were')} replaced by a new one")
     if n := counts.get("saved_conversations"):
@@ -259,6 +265,10 @@ def _serving(receipt: Json, verb: str) -> str:
 
 def _saved(counts: Json) -> str:
     return _number(counts["saved_conversations"], "saved conversation", "saved conversations")
+
+
+def _tuned(counts: Json) -> str:
+    return _number(counts["students"], "tuned model of what comes next", "tuned models of what comes next")
 
 
 def _number(n: int, one: str, many: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from edgepd.cli.budget import learning, usage
+from edgepd.cli.events import prediction
 from edgepd.cli.output import columns, connect, duration, json_option, mebibytes, show
-from edgepd.cli.train import numbers_of, stage_of
+from edgepd.cli.train import kind_of, numbers_of, stage_of
 from edgepd.client import Json
 
 SAID = {"rating": "ratings", "comment": "comments", "preferred": "preferences", "survey": "about surveys"}
@@ -48,6 +49,7 @@ def _text(found: Json) -> str:
         ("interactions", str(profile["interactions"])),
         ("feedback", f"{_feedback(profile)}; {profile['examples']} examples to learn from"),
         *(("observed", text) for text in (_counted(profile, OBSERVED),) if text),
+        *(("prediction", text) for text in (prediction(found.get("prediction")),) if text),
         ("training", _training(found["training"])),
         *_budget(found.get("budget")),
         ("memory", mebibytes(found["memory"]["rss_bytes"])),
@@ -102,7 +104,7 @@ def _training(training: Json) -> str:
     run, progress = training["run"], training["progress"]
     if run is None:
         return "none yet"
-    text = f"run {run['id']} ({run['kind']}) {run['state']}"
+    text = f"run {run['id']} ({kind_of(run)}) {run['state']}"
     if progress:
         text += ": " + ", ".join([stage_of(progress), *numbers_of(progress)])
     elif run.get("reason"):

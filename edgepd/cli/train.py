@@ -1,7 +1,7 @@
 """`edgepd train`: learn from the feedback, and say whether the result was good enough to go live.
 
-The idea: the daemon does everything; this starts a run, or asks for its plan, and shows what comes of it. `stage_of`,
-`numbers_of` and `verdict` are how a run is described wherever one is shown.
+The idea: the daemon does everything; this starts a run, or asks for its plan, and shows what comes of it. `kind_of`,
+`stage_of`, `numbers_of` and `verdict` are how a run is described wherever one is shown.
 What this does not do: train, or stop a run when it is interrupted itself.
 """
 
@@ -15,11 +15,12 @@ import click
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from edgepd.cli.output import columns, connect, duration, json_option, note, progress_console, show
-from edgepd.client import Client, Json
-from edgepd.errors import TrainingError
+from edgepd.client import Client, Json, Kind
+from edgepd.errors import RequestError, TrainingError
 
 POLL_S = 0.25
 TIMES = ("load_s", "train_s", "write_s", "gate_s")
+PREDICTION = "intent"  # the kind of a run that tunes the model of what comes next, and not the language model
 # How the known parts of a plan are shown; whatever else the planner says is shown under its own name.
 PLAN_PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "residency": ("weights in memory as", str),
@@ -27,6 +28,8 @@ PLAN_PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "micro_tokens": ("tokens at a time", str),
     "tokens_per_epoch": ("tokens per epoch", str),
     "steps": ("optimiser steps", str),
+    "learned_events": ("events to tune on", str),
+    "held_out_events": ("newer events to judge by", str),
     "predicted_rss_mb": ("memory", lambda mb: f"{mb:.0f} MiB"),
     "budget_mb": ("memory allowed", lambda mb: f"{mb:.0f} MiB"),
     "predicted_tokens_per_second": ("speed", lambda speed: f"{speed:.0f} tokens/s"),
@@ -41,17 +44,26 @@ PLAN_PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     help="Take the normal path: train, from the base model, a change that the model file itself can hold, at no cost "
     "in speed. Without this it is the fast path: an adapter on top of what serves now.",
 )
+@click.option(
+    "--intent",
+    "prediction",
+    is_flag=True,
+    help="Tune the small model of what comes next to your events, instead of the language model to your feedback.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Say what the run would do and cost, and train nothing.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the verdict (default), or only start the run.")
 @json_option
-def train(baked: bool, plan_only: bool, wait: bool, as_json: bool) -> None:
+def train(baked: bool, prediction: bool, plan_only: bool, wait: bool, as_json: bool) -> None:
     """Learn from the feedback so far. Ends with 0 if the result went live, and with 7 if it did not."""
+    if baked and prediction:
+        raise RequestError("--baked and --intent are two kinds of run; start one after the other")
+    kind: Kind = "intent" if prediction else "baked" if baked else "live"
     with connect() as client:
         if plan_only:
-            plan = client.plan_training("baked" if baked else "live")
+            plan = client.plan_training(kind)
             show(plan, plan_text(plan), as_json)
             return
-        run = client.start_training("baked" if baked else "live")
+        run = client.start_training(kind)
         if wait:
             run = _follow(client, run)
     show({"run": run}, verdict(run), as_json)
@@ -99,6 +111,11 @@ def _draw(bar: Progress, task: TaskID, progress: Json) -> None:
     )
 
 
+def kind_of(run: Json) -> str:
+    """Name the kind of a run for people."""
+    return "tuning what is next" if run["kind"] == PREDICTION else str(run["kind"])
+
+
 def stage_of(progress: Json) -> str:
     """Say in which stage a run is, and how far it has come there."""
     total = progress.get("total")
@@ -141,13 +158,18 @@ def _divergence(numbers: Json) -> str:
 
 def verdict(run: Json) -> str:
     """Describe a run for people: its state, the reason, and the numbers that decided."""
+    reason, tuning = run.get("reason") or "no reason was given", run["kind"] == PREDICTION
+    live = "the tuned model of what is next" if tuning else f"generation {run.get('generation')} ({run['kind']})"
+    later = "it begins again later" if tuning else "what was done is kept, and it goes on later"
     heads = {
         "running": f"run {run['id']} has started; edgepd watch shows how it goes",
-        "parked": f"parked: {run.get('reason') or 'no reason was given'}; what was done is kept, and it goes on later",
-        "promoted": f"promoted: generation {run.get('generation')} ({run['kind']}) is live",
+        "parked": f"parked: {reason}; {later}",
+        "promoted": f"promoted: {live} is live",
     }
-    lines = [heads.get(run["state"], f"{run['state']}: {run.get('reason') or 'no reason was given'}")]
+    lines = [heads.get(run["state"], f"{run['state']}: {reason}")]
     numbers = run.get("numbers") or {}
+    if tuning:
+        return "\n".join([*lines, *_tuned(numbers), *_times(numbers)])
     before, after = numbers.get("held_out_before"), numbers.get("held_out_after")
     if before is not None and after is not None:
         examples = numbers.get("held_out_examples")
@@ -156,7 +178,23 @@ def verdict(run: Json) -> str:
     rise = numbers.get("general_perplexity_rise")
     if rise is not None:
         lines.append(f"  perplexity of general text {rise:+.2%}{_divergence(numbers)}")
+    return "\n".join([*lines, *_times(numbers)])
+
+
+def _tuned(numbers: Json) -> list[str]:
+    """Return the numbers by which a tuned model of what is next was judged; losses are in nats per event."""
+    lines = []
+    before, after = numbers.get("nll_before"), numbers.get("nll_after")
+    if before is not None and after is not None:
+        events = numbers.get("held_out_events")
+        on = "" if events is None else f" on {events} events that it was not tuned on"
+        lines.append(f"  held-out loss {before:.3f} -> {after:.3f} nats/event{on}")
+    before, after = numbers.get("ndcg_3_before"), numbers.get("ndcg_3_after")
+    if before is not None and after is not None:
+        lines.append(f"  rank of what came, N@3, {before:.3f} -> {after:.3f}; 1 is always first, 0 never among three")
+    return lines
+
+
+def _times(numbers: Json) -> list[str]:
     times = [f"{name.removesuffix('_s')} {numbers[name]:.1f} s" for name in TIMES if numbers.get(name) is not None]
-    if times:
-        lines.append("  " + ", ".join(times))
-    return "\n".join(lines)
+    return ["  " + ", ".join(times)] if times else []

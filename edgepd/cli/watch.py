@@ -20,9 +20,10 @@ from rich.live import Live
 
 from edgepd.cli.budget import learning, usage
 from edgepd.cli.dashboard import dashboard, unreachable
+from edgepd.cli.events import prediction
 from edgepd.cli.output import columns, connect, json_option, printable
 from edgepd.cli.plot import bar
-from edgepd.cli.train import numbers_of, stage_of, verdict
+from edgepd.cli.train import kind_of, numbers_of, stage_of, verdict
 from edgepd.client import Client, Json
 from edgepd.errors import EdgepdError
 
@@ -142,6 +143,7 @@ def frame(view: Json) -> str:
         ("model", f"{view['model']}, generation {generation['id']} ({generation['kind']})"),
         ("engine", _engine(view["engine"])),
         *_training(view["training"]),
+        *(("prediction", text) for text in (prediction(view.get("prediction")),) if text),
         *((("learning", learning(budget)), ("budget", usage(budget))) if budget else ()),
     ]
     return "\n".join([columns(rows), *(f"Problem: {problem}" for problem in view["problems"])])
@@ -165,7 +167,7 @@ def _training(training: Json) -> Iterator[tuple[str, str]]:
     if run is None:
         yield "training", "none is going on"
     else:
-        yield "training", f"run {run['id']} ({run['kind']}) {stage_of(progress) if progress else 'starting'}"
+        yield "training", f"run {run['id']} ({kind_of(run)}) {stage_of(progress) if progress else 'starting'}"
     if run is not None and progress:
         if progress.get("total"):
             yield "", bar((progress.get("done") or 0) / progress["total"])
@@ -176,5 +178,5 @@ def _training(training: Json) -> Iterator[tuple[str, str]]:
             yield "paused", progress["paused"]
     if last is not None:
         head, *lines = verdict(last).splitlines()
-        yield "last", f"run {last['id']} ({last['kind']}) {head}"
+        yield "last", f"run {last['id']} ({kind_of(last)}) {head}"
         yield from (("", line.strip()) for line in lines)

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgepd.settings.budget import Budget
+from edgepd.settings.intent import Intent
 from edgepd.settings.keeping import Keep, Log
 from edgepd.settings.personal import Profile, Select
 from edgepd.settings.presets import PRESETS
 from edgepd.settings.serving import Serve
 from edgepd.settings.training import Gate, Train
 
-__all__ = ["PRESETS", "Budget", "Gate", "Keep", "Log", "Profile", "Select", "Serve", "Settings", "Train"]
+__all__ = ["PRESETS", "Budget", "Gate", "Intent", "Keep", "Log", "Profile", "Select", "Serve", "Settings", "Train"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Settings:
     profile: Profile = Profile()
     select: Select = Select()
     budget: Budget = Budget()
+    intent: Intent = Intent()
     keep: Keep = Keep()
     log: Log = Log()
     origins: Mapping[str, str] = field(default_factory=dict)

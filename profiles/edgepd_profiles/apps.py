@@ -65,10 +65,10 @@ def change(
 
 
 def listing(conn: sqlite3.Connection) -> list[App]:
-    """Return every app that is listed or has an exchange, by name."""
+    """Return every app that is listed or has an exchange or an event, by name."""
     listed = fetch(conn, "SELECT name, shared, stored, teaches FROM apps")
     known = {row["name"]: _from_row(row) for row in listed}
-    return [known.get(name) or get(conn, name) for name in sorted(known.keys() | _with_exchanges(conn))]
+    return [known.get(name) or get(conn, name) for name in sorted(known.keys() | _seen(conn))]
 
 
 def counts(conn: sqlite3.Connection) -> dict[str, int]:
@@ -95,19 +95,22 @@ def visible_sql(viewer: str | None, column: str = "app") -> tuple[str, tuple[str
     return f"({column} IN ('', ?) OR {column} IN (SELECT name FROM apps WHERE shared = 1))", (viewer,)  # noqa: S608
 
 
-def _with_exchanges(conn: sqlite3.Connection) -> set[str]:
-    """Return the apps that have an exchange, by one step in the index for each instead of one for each exchange."""
-    rows = conn.execute(
-        """
-        WITH RECURSIVE named (app) AS (
-            SELECT min(app) FROM interactions
-            UNION ALL
-            SELECT (SELECT min(app) FROM interactions WHERE app > named.app) FROM named WHERE named.app IS NOT NULL
+def _seen(conn: sqlite3.Connection) -> set[str]:
+    """Return the apps that have an exchange or an event, by a step in an index for each instead of one for each row."""
+    found: set[str] = set()
+    for table in ("interactions", "events"):
+        rows = conn.execute(
+            f"""
+            WITH RECURSIVE named (app) AS (
+                SELECT min(app) FROM {table}
+                UNION ALL
+                SELECT (SELECT min(app) FROM {table} WHERE app > named.app) FROM named WHERE named.app IS NOT NULL
+            )
+            SELECT app FROM named WHERE app IS NOT NULL
+            """  # noqa: S608 - names from above
         )
-        SELECT app FROM named WHERE app IS NOT NULL
-        """
-    )
-    return {name for (name,) in rows}
+        found |= {name for (name,) in rows}
+    return found
 
 
 def _from_row(row: dict[str, object]) -> App:

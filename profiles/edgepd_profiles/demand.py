@@ -3,6 +3,8 @@
 The idea: every piece of feedback has a number that grows with each write (living_schema.py). A run that was judged sets
 the mark of its kind to the number that it had seen; what lies beyond the mark is new. Each example is decided by one
 row of feedback, and counts if that row is new: a thumb on an answer that was corrected long ago teaches nothing new.
+What predicts what comes next is tuned on events instead, whose numbers are their own (events.py): the mark of the kind
+`intent` has nothing to do with feedback, with the base model, or with the other marks.
 The invariants: what weighs how much is what examples.training_examples says; a mark never goes back; reading costs as
 much as there is beyond the mark of the consolidations, however long the history is.
 What this does not do: select, leave out near-duplicates or look for secrets. Which runs are due is for the scheduler.
@@ -12,8 +14,11 @@ from __future__ import annotations
 
 import sqlite3
 
+from edgepd_profiles import events
 from edgepd_profiles.examples import ALMOST
 from edgepd_profiles.runs import KINDS
+
+TUNING = "intent"  # the kind of run that learns from events, and not from feedback
 
 _ONE = "SELECT {column} FROM feedback AS {name} WHERE {name}.interaction = f.interaction AND {name}.kind = '{kind}'"
 _EDIT, _LOSER = (
@@ -85,7 +90,8 @@ def newest(conn: sqlite3.Connection) -> int:
 def judged(conn: sqlite3.Connection, kind: str, seq: int) -> None:
     """Note that a run of this kind, which saw the feedback up to `seq`, was promoted or rejected.
 
-    A mark that is further already stays, and nothing is due any more. Raises ValueError for an unknown kind.
+    A mark that is further already stays, and nothing is due any more. For the kind `intent`, `seq` is that of events,
+    and what is due besides stays due. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"a training run cannot be of kind {kind!r}; use one of {', '.join(KINDS)}")
@@ -96,12 +102,33 @@ def judged(conn: sqlite3.Connection, kind: str, seq: int) -> None:
         """,
         (kind, seq),
     )
-    note_due(conn, None)
+    if kind != TUNING:
+        note_due(conn, None)
 
 
 def begin_again(conn: sqlite3.Connection) -> None:
-    """Take all feedback as new: nothing was ever trained for the base model that is served now."""
-    conn.execute("DELETE FROM learned_marks")
+    """Take all feedback as new: nothing was ever trained for the base model that is served now.
+
+    What predicts what comes next is the same with every base model, so its mark stays.
+    """
+    conn.execute("DELETE FROM learned_marks WHERE kind != ?", (TUNING,))
+
+
+def intent_events(conn: sqlite3.Connection, *, enough: int = 1000) -> int:
+    """Return how many events no judged tuning run has seen yet, of apps that may teach, counted up to `enough`."""
+    row = conn.execute("SELECT seq FROM learned_marks WHERE kind = ?", (TUNING,)).fetchone()
+    return _teaching(conn, int(row[0]) if row else 0, enough)
+
+
+def all_events(conn: sqlite3.Connection, *, enough: int = 1000) -> int:
+    """Return how many events there are in all, of apps that may teach, counted up to `enough`."""
+    return _teaching(conn, 0, enough)
+
+
+def events_version(conn: sqlite3.Connection) -> tuple[object, ...]:
+    """Return a value that is the same as before only if `intent_events` and `all_events` are, but for what went."""
+    mark = conn.execute("SELECT seq FROM learned_marks WHERE kind = ?", (TUNING,)).fetchone()
+    return events.newest_seq(conn), mark, tuple(_silent(conn))
 
 
 def due_since(conn: sqlite3.Connection) -> float | None:
@@ -124,9 +151,23 @@ def version(conn: sqlite3.Connection) -> tuple[object, ...]:
     It reads a few rows, so that whoever asks again and again need not measure again and again. It holds what the two
     depend on: the feedback, the marks, and which apps may not teach.
     """
-    marks = conn.execute("SELECT kind, seq FROM learned_marks ORDER BY kind").fetchall()
-    silent = conn.execute("SELECT name FROM apps WHERE NOT teaches ORDER BY name").fetchall()
-    return newest(conn), tuple(marks), tuple(silent)
+    marks = conn.execute("SELECT kind, seq FROM learned_marks WHERE kind != ? ORDER BY kind", (TUNING,)).fetchall()
+    return newest(conn), tuple(marks), tuple(_silent(conn))
+
+
+def _teaching(conn: sqlite3.Connection, after: int, enough: int) -> int:
+    """Count the newest events after a `seq`; the cost depends on `enough`, unless most of them teach nothing."""
+    row = conn.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM events AS e WHERE e.seq > ? AND {events.TEACHING} "  # noqa: S608 - ours
+        "ORDER BY e.seq DESC LIMIT ?)",
+        (after, enough),
+    ).fetchone()
+    return int(row[0])
+
+
+def _silent(conn: sqlite3.Connection) -> list[tuple[str]]:
+    """Return the apps that may not teach."""
+    return conn.execute("SELECT name FROM apps WHERE NOT teaches ORDER BY name").fetchall()
 
 
 def _weights(accepted_weight: float, undesirable: bool) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Old exchanges go when there are too many of them, or when they are too old.
+"""Old exchanges and events go when there are too many of them, or when they are too old.
 
 The idea: small batches, the oldest first, called again and again while nothing else is to be done.
 The invariant: what the user said something about stays, and so does what it was compared with and what is kept as
-an example; what an exchange added to the profile goes with it.
+an example; what an exchange added to the profile goes with it, and so does the event that it is. An event that is too
+old goes, even if its exchange stays.
 What this does not do: forget. Later turns of a conversation may repeat what went, and backups still have it; for that
 there is forgetting.py. The file does not shrink: its free pages are used again.
 """
@@ -15,16 +16,22 @@ import sqlite3
 from edgepd_profiles import profile
 
 DAY_S = 86_400.0
+KEPT_EVENTS = 100_000  # the newest, which is as much as `intent.max_events` can ask for
 
 
 def expire(conn: sqlite3.Connection, keep: int, days: float, now: float, limit: int = 500) -> int:
-    """Delete at most `limit` exchanges and return how many went; 0 means that nothing is left to do.
+    """Delete at most `limit` exchanges, and then as many events; return how many of both went.
 
-    The oldest ones go until there are `keep`, and those that are more than `days` old; 0 stands for no such bound.
-    `now` is in unix seconds. What stays for its feedback counts, so there may be more than `keep` in the end.
+    0 means that nothing is left to do. The oldest exchanges go until there are `keep`, and those that are more than
+    `days` old; 0 stands for no such bound. `now` is in unix seconds. What stays for its feedback counts, so there may
+    be more than `keep` in the end. Of events those go that are as old, and the oldest until there are KEPT_EVENTS.
     """
-    excess = _excess(conn, keep)
     before = now - days * DAY_S if days > 0 else -math.inf
+    return _expire_exchanges(conn, keep, before, limit) + _expire_events(conn, before, limit)
+
+
+def _expire_exchanges(conn: sqlite3.Connection, keep: int, before: float, limit: int) -> int:
+    excess = _excess(conn, "interactions", keep)
     if excess <= 0 and before == -math.inf:
         return 0
     oldest = conn.execute(
@@ -45,14 +52,24 @@ def expire(conn: sqlite3.Connection, keep: int, days: float, now: float, limit: 
     return len(gone)
 
 
-def _excess(conn: sqlite3.Connection, keep: int) -> int:
-    """Return by how many exchanges there are more than `keep`, or 0."""
+def _expire_events(conn: sqlite3.Connection, before: float, limit: int) -> int:
+    excess = _excess(conn, "events", KEPT_EVENTS)
+    return conn.execute(
+        """
+        DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at < :before ORDER BY at, seq LIMIT :limit)
+            OR seq IN (SELECT seq FROM events ORDER BY at, seq LIMIT :excess)
+        """,
+        {"before": before, "limit": limit, "excess": min(excess, limit)},
+    ).rowcount
+
+
+def _excess(conn: sqlite3.Connection, table: str, keep: int) -> int:
+    """Return by how many rows there are more than `keep`, or 0."""
     if keep <= 0:
         return 0
     # There cannot be more rows than places; counting them reads an index, asking for the two ends does not.
-    first, last = conn.execute(
-        "SELECT (SELECT min(seq) FROM interactions), (SELECT max(seq) FROM interactions)"
-    ).fetchone()
+    ends = f"SELECT (SELECT min(seq) FROM {table}), (SELECT max(seq) FROM {table})"  # noqa: S608 - our own names
+    first, last = conn.execute(ends).fetchone()
     if last is None or last - first + 1 <= keep:
         return 0
-    return max(0, int(conn.execute("SELECT count(*) FROM interactions").fetchone()[0]) - keep)
+    return max(0, int(conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) - keep)  # noqa: S608 - our own names

@@ -1,8 +1,9 @@
 """What a request to forget means: which rows it covers, and which generations must not serve any more.
 
-The idea: a `Selector` is what the user names, a `Plan` what follows from it. A search finds a text wherever a row holds
-it, whatever its case and however its characters are composed; what is found in feedback on an exchange, or in a pair
-made from it, finds the exchange. Later exchanges that repeat a forgotten one are carried along (see carried.py).
+The idea: a `Selector` is what the user names (forget_selector.py), a `Plan` what follows from it. A search finds a text
+wherever a row holds it, whatever its case and however its characters are composed; what is found in feedback on an
+exchange, or in a pair made from it, finds the exchange. Later exchanges that repeat a forgotten one are carried along
+(see carried.py).
 The invariant: making a plan changes nothing, and the same profile gives the same plan, so that what a dry run says is
 what happens. What this does not do: find other words for the same thing; that is what ids are for.
 """
@@ -14,54 +15,13 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from edgepd.errors import ConflictError, NotFoundError, RequestError
-from edgepd_profiles import apps, lineage
+from edgepd.errors import ConflictError, NotFoundError
+from edgepd_profiles import apps, forget_events, lineage, students
 from edgepd_profiles.carried import carried_along
+from edgepd_profiles.forget_selector import Selector
 from edgepd_profiles.lineage import Switch
 from edgepd_profiles.rows import fetch
 from edgepd_profiles.text_search import folded, search_functions
-
-LEAST_SEARCH = 2  # characters of a search; a single letter is in nearly everything
-
-
-@dataclass(frozen=True)
-class Selector:
-    """What is to be forgotten, in exactly one way; `since` <= time < `until`, either of them may be missing.
-
-    A time names what began then, and exchanges that a correction or comment was given on then.
-    """
-
-    ids: tuple[str, ...] = ()
-    facts: tuple[int, ...] = ()
-    search: str | None = None
-    since: float | None = None
-    until: float | None = None
-    app: str | None = None
-    everything: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise RequestError unless exactly one way is used, and properly."""
-        in_time = self.since is not None or self.until is not None
-        ways = (bool(self.ids or self.facts), self.search is not None, in_time, self.app is not None, self.everything)
-        if sum(ways) != 1:
-            raise RequestError("give exactly one of ids, a text to search for, a time, an app, or everything")
-        if self.search is not None and len(self.search.strip()) < LEAST_SEARCH:
-            raise RequestError(f"the text to search for must have at least {LEAST_SEARCH} characters")
-        if self.since is not None and self.until is not None and self.since >= self.until:
-            raise RequestError(f"the time from {self.since} to {self.until} is empty; `since` must be before `until`")
-
-    @property
-    def what(self) -> str:
-        """What is named, in words that hold no text of the user but the name of an app."""
-        if self.search is not None:
-            return "what contains a text"
-        if self.app is not None:
-            return f"what came from the app '{self.app}'"
-        if self.everything:
-            return "everything"
-        if self.ids or self.facts:
-            return "what was named by its id"
-        return f"the time from {self.since or 'the beginning'} to {self.until or 'now'}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +29,8 @@ class Plan:
     """What goes. `interactions` are all exchanges in the order of arrival, `carried` those that were not named.
 
     If `everything` is set, `interactions` and the other ids stay empty; `counts` is always complete. `generations` are
-    those that were taught any of it, in any state, and `switches` what has to serve instead.
+    those that were taught any of it, in any state, and `switches` what has to serve instead. `events` are given by
+    their `seq`, `mapped` by their names, and `students` are the tuned models of what comes next that saw any of it.
     """
 
     selector: Selector
@@ -83,6 +44,9 @@ class Plan:
     switches: tuple[Switch, ...]
     counts: dict[str, int]
     everything: bool = False
+    events: tuple[int, ...] = ()
+    mapped: tuple[str, ...] = ()
+    students: tuple[int, ...] = ()
 
 
 def find(conn: sqlite3.Connection, selector: Selector, viewer: str | None = None) -> Plan:
@@ -108,6 +72,9 @@ def find(conn: sqlite3.Connection, selector: Selector, viewer: str | None = None
         surveys = [row[0] for row in _matching(conn, selector, viewer, "surveys", "id", "asked_at", ("text",))]
         edits = _matching(conn, selector, viewer, "feature_edits", "app, kind, name", "at", ("name", "value"))
         edits = [edit for edit in edits if edit[2]]  # a row without a name says since when a kind is observed
+        events = forget_events.covered(conn, selector, viewer, going)
+        mapped = forget_events.mapped(conn, selector, viewer, events)
+    tuned = forget_events.touched(conn, selector, events, mapped)
     touched = lineage.taught_any(conn, going)
     return Plan(
         selector,
@@ -126,8 +93,14 @@ def find(conn: sqlite3.Connection, selector: Selector, viewer: str | None = None
             "suggestions": len(suggestions),
             "surveys": len(surveys),
             "edits": len(edits),
+            "events": len(events),
+            "mapped_events": len(mapped),
             "generations": _in_use(conn, touched),
+            "students": forget_events.in_use(conn, tuned),
         },
+        events=events,
+        mapped=mapped,
+        students=tuned,
     )
 
 
@@ -141,14 +114,20 @@ def _everything(conn: sqlite3.Connection) -> Plan:
         "suggestions": "suggestions",
         "surveys": "surveys",
         "edits": "feature_edits",
+        "events": "events",
+        "mapped_events": "intent_map",
     }
     counts = {
         name: int(conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 - names from above
         for name, table in tables.items()
     }
-    counts |= {"carried_along": 0, "generations": _in_use(conn, touched)}
+    tuned = tuple(each.id for each in students.listing(conn) if each.state != "stale")
+    counts |= {"carried_along": 0, "generations": _in_use(conn, touched), "students": forget_events.in_use(conn, tuned)}
     switches = tuple(lineage.switches(conn, touched))
-    return Plan(Selector(everything=True), (), (), (), (), (), (), tuple(sorted(touched)), switches, counts, True)
+    generations = tuple(sorted(touched))
+    return Plan(
+        Selector(everything=True), (), (), (), (), (), (), generations, switches, counts, True, students=tuned
+    )  # fmt: skip
 
 
 def _interactions(conn: sqlite3.Connection, selector: Selector, viewer: str | None) -> list[str]:

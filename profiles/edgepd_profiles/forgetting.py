@@ -2,12 +2,13 @@
 
 The idea: `find` says what goes, `needles` what to look for afterwards, and `delete` does it in the caller's
 transaction: rows with all that hangs on them, the sums of the profile, words that were collected from them, and every
-generation that was taught any of it, with the switch to one that never saw it. The receipt says so in numbers.
+generation and student that was taught any of it, with the switch to one that never saw it. The receipt says so in
+numbers.
 The invariant: after that transaction no row holds a forgotten text, nothing that was trained on it can serve, and the
 receipt holds none of it. Ids of forgotten exchanges stay in the lineage of generations; they say nothing.
-What this does not do: free pages, the index and the WAL (Store.scrub), files of generations, caches and backups (the
-daemon's part), or stop a training run that is going on, which may still know the text. What was forgotten and is
-imported again is there again.
+What this does not do: free pages, the index and the WAL (Store.scrub), files of generations and of students (the daemon
+removes those of the plan, see students.stale_files), caches and backups (the daemon's part, too), or stop a training
+run that is going on, which may still know the text. What was forgotten and is imported again is there again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 
 from edgepd.errors import ConflictError
-from edgepd_profiles import profile, registry
+from edgepd_profiles import profile, registry, students
 from edgepd_profiles.byte_search import Matcher, around, pieces
-from edgepd_profiles.forget_plan import Plan, Selector, find
+from edgepd_profiles.forget_plan import Plan, find
+from edgepd_profiles.forget_selector import Selector
 from edgepd_profiles.lineage import Switch
 from edgepd_profiles.receipts import (
     Receipt,
@@ -73,9 +75,14 @@ TEXTS = (
     ("feature_edits", "name, value"),
     ("features", "name"),
     ("lexicons", "word"),
+    ("events", "event, intent, context"),
+    ("intent_map", "event, intent"),
 )
+# Names of apps, which are no text to be forgotten, but may be the same as one.
+NAMES = (("interactions", "app"), ("events", "app"), ("apps", "name"), ("receipts", "what"))
 EMPTIED = (  # what goes with everything; feedback, embeddings, bins, questions and pairs go with their exchange
     "suggestions",
+    "events",
     "interactions",
     "facts",
     "surveys",
@@ -86,6 +93,8 @@ EMPTIED = (  # what goes with everything; feedback, embeddings, bins, questions 
     "lexicons",
     "wanted_runs",
     "decisions",
+    "intent_map",
+    "chats_to_take",
 )
 
 
@@ -109,7 +118,8 @@ def delete(conn: sqlite3.Connection, plan: Plan, at: float, *, expected: Switch 
     stale = registry.retire_stale(conn, plan.generations, plan.switches, REASON, at=at)
     for kind, switch in kinds.items():
         want(conn, kind, f"generation {switch.from_id} {REASON.removeprefix('it ')}", at=at)
-    return put(conn, new_receipt(plan.selector.what, plan.counts, [g.id for g in stale], bool(kinds), at))
+    tuned_anew = _take_out_students(conn, plan, at)
+    return put(conn, new_receipt(plan.selector.what, plan.counts, [g.id for g in stale], bool(kinds) or tuned_anew, at))
 
 
 def needles(conn: sqlite3.Connection, plan: Plan) -> list[bytes]:
@@ -131,7 +141,7 @@ def kept_elsewhere(conn: sqlite3.Connection, wanted_pieces: Collection[bytes]) -
     matcher, found = Matcher(wanted_pieces), set[bytes]()
     if not wanted_pieces:
         return found
-    for table, columns in TEXTS:
+    for table, columns in (*TEXTS, *NAMES):
         for row in conn.execute(f"SELECT {columns} FROM {table}"):  # noqa: S608 - names from above
             found |= matcher.found_in("\0".join(text for text in row if text).encode())
     return found
@@ -144,6 +154,8 @@ def _delete_rows(conn: sqlite3.Connection, plan: Plan) -> None:
     conn.executemany("DELETE FROM facts WHERE id = ?", ((number,) for number in plan.facts))
     conn.executemany("DELETE FROM suggestions WHERE id = ?", ((name,) for name in plan.suggestions))
     conn.executemany("DELETE FROM surveys WHERE id = ?", ((name,) for name in plan.surveys))
+    conn.executemany("DELETE FROM events WHERE seq = ?", ((seq,) for seq in plan.events))
+    conn.executemany("DELETE FROM intent_map WHERE event = ?", ((name,) for name in plan.mapped))
     conn.executemany("DELETE FROM feature_edits WHERE app = ? AND kind = ? AND name = ?", plan.edits)
     if plan.selector.app is not None:
         for table in ("features", "profile_state"):
@@ -151,6 +163,16 @@ def _delete_rows(conn: sqlite3.Connection, plan: Plan) -> None:
     if plan.interactions:
         # Words of exchanges, which are collected anew from those that stay. The sums of the profile were refolded.
         conn.execute("DELETE FROM lexicons")
+
+
+def _take_out_students(conn: sqlite3.Connection, plan: Plan, at: float) -> bool:
+    """Take what was tuned on what goes out of service; return whether the one that predicted has to be made anew."""
+    predicted = students.active(conn)
+    students.mark_stale(conn, plan.students)
+    anew = predicted is not None and predicted.id in plan.students and not plan.everything
+    if anew:
+        want(conn, "intent", f"the tuned model of what comes next {REASON.removeprefix('it ')}", at=at)
+    return anew
 
 
 def _to_retrain(conn: sqlite3.Connection, plan: Plan, switch: Switch) -> str:
@@ -175,6 +197,7 @@ def _texts_of(conn: sqlite3.Connection, plan: Plan) -> Iterator[str]:
         parameters = () if plan.everything else (json.dumps(keys),)
         rows = conn.execute(f"SELECT text FROM {table} WHERE {condition} LIMIT {SAMPLE}", parameters)  # noqa: S608
         yield from (text for (text,) in rows.fetchall() if text)
+    yield from _names_of(conn, plan)
     for interaction in _sample_of_all(conn) if plan.everything else _sample(plan.interactions):
         for table, columns in TEXTS[:4]:
             if table == "facts":
@@ -182,6 +205,18 @@ def _texts_of(conn: sqlite3.Connection, plan: Plan) -> Iterator[str]:
             key = "id" if table == "interactions" else "interaction"
             for row in conn.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", (interaction,)):  # noqa: S608
                 yield from _said(row, table, plan.selector.search)
+
+
+def _names_of(conn: sqlite3.Connection, plan: Plan) -> Iterator[str]:
+    """Yield the names of events that go, of chats their topics alone, and those on the map."""
+    named = """
+        SELECT DISTINCT event, CASE WHEN interaction IS NULL THEN intent END, context FROM events
+        WHERE ? OR seq IN (SELECT value FROM json_each(?)) LIMIT ?
+    """
+    mapped = "SELECT event, intent FROM intent_map WHERE ? OR event IN (SELECT value FROM json_each(?)) LIMIT ?"
+    for sql, keys in ((named, plan.events), (mapped, plan.mapped)):
+        for row in conn.execute(sql, (plan.everything, json.dumps(keys), SAMPLE)).fetchall():
+            yield from (name for name in row if name)
 
 
 def _said(row: tuple[str | None, ...], table: str, search: str | None) -> Iterator[str]:

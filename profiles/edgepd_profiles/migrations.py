@@ -20,6 +20,7 @@ import sqlite3
 from datetime import UTC, datetime
 
 from edgepd.errors import StoreError
+from edgepd_profiles.events_schema import EVENT_TABLES
 from edgepd_profiles.living_schema import FEEDBACK_SEQ, LIVING_TABLES
 from edgepd_profiles.profile_schema import PROFILE_TABLES, SEARCH
 from edgepd_profiles.rows import last_user_text
@@ -216,7 +217,22 @@ def m007_living(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-STEPS = (m001_interactions, m002_feedback, m003_registry, m004_kind, m005_health, m006_profile, m007_living)
+def m008_events(db: sqlite3.Connection) -> None:
+    """What the user did, the user's map of it, the models that were tuned on it, and which chats become events."""
+    for statement in EVENT_TABLES:
+        db.execute(statement)
+
+
+STEPS = (
+    m001_interactions,
+    m002_feedback,
+    m003_registry,
+    m004_kind,
+    m005_health,
+    m006_profile,
+    m007_living,
+    m008_events,
+)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

@@ -1,11 +1,13 @@
 """Taking everything out, and in again: JSONL in the chat format that OpenAI's fine-tuning reads.
 
 The idea: a line is one exchange, the messages with the wanted answer at their end (the correction, if there is one);
-what only edgepd knows stands beside it under "edgepd", where other programs do not look. Facts follow, in lines of
-their own. The invariants: what was exported and is imported into an empty profile is exported the same again; importing
-a line twice changes nothing, by its id or, for lines of other programs, by what it says. A bad line is refused alone.
+what only edgepd knows stands beside it under "edgepd", where other programs do not look. Facts, events and the user's
+map of events follow, in lines of their own. The invariants: what was exported and is imported into an empty profile is
+exported the same again; importing a line twice changes nothing, by its id or, for lines of other programs, by what it
+says. A bad line is refused alone.
 What this does not do: carry generations over (an exchange that came in has generation 0), or what is made anew:
-embeddings, bins, sums of the profile. Lines of other programs count as accepted: their answers are there to be learned.
+embeddings, bins, sums of the profile, tuned models of what comes next. Lines of other programs count as accepted: their
+answers are there to be learned.
 """
 
 from __future__ import annotations
@@ -17,12 +19,24 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 
 from edgepd.errors import RequestError
-from edgepd_profiles import apps, facts, interactions
+from edgepd_profiles import apps, events, facts, interactions
+from edgepd_profiles.event_rules import Rules
 from edgepd_profiles.feedback_kinds import COLUMNS, Feedback
-from edgepd_profiles.portable_line import ExchangeLine, FactLine, exchange_line, fact_line, read_line
+from edgepd_profiles.portable_line import (
+    EventLine,
+    ExchangeLine,
+    FactLine,
+    MapLine,
+    event_line,
+    exchange_line,
+    fact_line,
+    map_line,
+    read_line,
+)
 from edgepd_profiles.rows import fetch
 
 BATCH = 200  # exchanges that are exported from one snapshot
+EVENTS_BATCH = 2000
 Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
 
 
@@ -30,20 +44,24 @@ Reading = Callable[[], AbstractContextManager[sqlite3.Connection]]
 class Imported:
     """How many exchanges and facts were added, how many lines were known already, and which were refused and why.
 
-    `refused` has the numbers of lines, from 1.
+    `refused` has the numbers of lines, from 1. `events` counts the events that were added, `mapped` those that came
+    onto the map.
     """
 
     added: int = 0
     known: int = 0
     facts: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)
+    events: int = 0
+    mapped: int = 0
 
 
 def export(reading: Reading, viewer: str | None = None) -> Iterator[str]:
-    """Yield the lines, without line ends: exchanges that have ended, in the order of arrival, then facts.
+    """Yield the lines, without line ends: exchanges that have ended, in the order of arrival, facts, events, the map.
 
-    Only what `viewer` may see is among them. `reading` opens the profile, for BATCH exchanges at a time: whoever takes
-    the lines slowly must not keep an old snapshot, in which forgotten text would live on.
+    The map is the owner's alone. Only what `viewer` may see is among them. `reading` opens the profile, for BATCH
+    exchanges at a time: whoever takes the lines slowly must not keep an old snapshot, in which forgotten text would
+    live on.
     """
     after = 0
     while True:
@@ -52,7 +70,21 @@ def export(reading: Reading, viewer: str | None = None) -> Iterator[str]:
             told = [] if lines else [fact_line(fact.text, fact.app, fact.at) for fact in facts.listing(conn, viewer)]
         yield from lines or told
         if not lines:
+            break
+    yield from _events(reading, viewer)
+
+
+def _events(reading: Reading, viewer: str | None) -> Iterator[str]:
+    after = 0
+    while True:
+        with reading() as conn:
+            batch = events.as_sent(conn, after, EVENTS_BATCH, viewer)
+            told = [map_line(*row) for row in events.mapped(conn)] if viewer is None and not batch else []
+        yield from (event_line(each) for each in batch)
+        yield from told
+        if not batch:
             return
+        after = batch[-1].seq
 
 
 def _batch(conn: sqlite3.Connection, viewer: str | None, after: int) -> tuple[list[str], int]:
@@ -77,7 +109,8 @@ def import_lines(
 
     Feedback comes with the exchange that it is on; that of an exchange which is known already is left as it is.
     """
-    result, at = Imported(), time.time() if now is None else now
+    at = time.time() if now is None else now
+    result, rules = Imported(), Rules(at)
     for number, line in enumerate(lines, 1):
         text = line.removeprefix("\ufeff").strip()
         if not text:
@@ -86,6 +119,10 @@ def import_lines(
             found = read_line(text, at, app)
             if isinstance(found, FactLine):
                 _take_fact(conn, found, result)
+            elif isinstance(found, EventLine):
+                _take_event(conn, found, rules, result)
+            elif isinstance(found, MapLine):
+                _take_mapped(conn, found, app, result)
             else:
                 _take(conn, found, result)
         except RequestError as error:
@@ -118,3 +155,28 @@ def _take_fact(conn: sqlite3.Connection, found: FactLine, result: Imported) -> N
         result.facts += 1
     else:
         result.known += 1
+
+
+def _take_event(conn: sqlite3.Connection, found: EventLine, rules: Rules, result: Imported) -> None:
+    """Take in an event; one that is a chat belongs to an exchange of the same app, or nothing would take it out."""
+    new = found.new
+    exchange = "SELECT 1 FROM interactions WHERE id = ? AND app = ?"
+    if new.interaction is not None and not conn.execute(exchange, (new.interaction, new.app)).fetchone():
+        raise RequestError("the event belongs to an exchange of its app that is not there")
+    changes = conn.total_changes
+    events.put(conn, new, rules)
+    if conn.total_changes > changes:
+        result.events += 1
+    else:
+        result.known += 1
+
+
+def _take_mapped(conn: sqlite3.Connection, found: MapLine, app: str | None, result: Imported) -> None:
+    """Take in a row of the map. What the user has mapped meanwhile stays as it is."""
+    if app is not None:
+        raise RequestError("the map of events is the user's, not that of an app")
+    if found.event in events.known(conn):
+        result.known += 1
+        return
+    events.map_event(conn, found.event, found.intent, at=found.at)
+    result.mapped += 1

@@ -1,9 +1,10 @@
 """One line of what is taken out or in: read, checked, and turned into rows; and the other way round.
 
 The idea: a line is {"messages": [..., {"role": "assistant", "content": wanted}], "edgepd": {...}}, or a fact as
-{"edgepd": {"fact": text, "app": name, "at": time}}. Without "edgepd" it comes from another program, and what it lacks
-gets a default. The invariant: what `read_line` returns can be stored; every refusal is a RequestError whose sentence
-says what is wrong and holds no text of the line.
+{"edgepd": {"fact": text, "app": name, "at": time}}, an event as {"edgepd": {"event": name, "intent": name, ...}}, or a
+row of the user's map of events as {"edgepd": {"mapped": event, "intent": name, "at": time}}. Without "edgepd" it comes
+from another program, and what it lacks gets a default. The invariant: what `read_line` returns can be stored; every
+refusal is a RequestError whose sentence says what is wrong and holds no text of the line.
 What this does not do: store anything (see portable.py).
 """
 
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 from edgepd.errors import RequestError
 from edgepd_profiles.apps import MAX_NAME_CHARS
+from edgepd_profiles.event_rules import New
 from edgepd_profiles.feedback_kinds import KINDS, Feedback
 from edgepd_profiles.interactions import CROCKFORD, FINAL_STATES, Interaction
 from edgepd_profiles.rows import canonical_json, last_user_text, text_of
@@ -51,6 +53,22 @@ class FactLine:
     at: float
 
 
+@dataclass(frozen=True)
+class EventLine:
+    """An event; whether it is fit to be stored is for events.put to say."""
+
+    new: New
+
+
+@dataclass(frozen=True)
+class MapLine:
+    """An event that the user has given an intent."""
+
+    event: str
+    intent: str
+    at: float
+
+
 def exchange_line(interaction: Interaction, given: Sequence[Feedback]) -> str:
     """Return the line of an exchange, in ASCII, so that no character in it looks like the end of a line."""
     edits = [one.text for one in given if one.kind == "edit" and one.text is not None]
@@ -76,7 +94,18 @@ def fact_line(text: str, app: str, at: float) -> str:
     return json.dumps({"edgepd": {"fact": text, "app": app, "at": at}})
 
 
-def read_line(line: str, now: float, app: str | None = None) -> ExchangeLine | FactLine:
+def event_line(new: New) -> str:
+    """Return the line of an event, with the intent that its sender gave it."""
+    names = ("event", "intent", "context", "at", "utc_offset_s", "app", "interaction")
+    return json.dumps({"edgepd": {name: getattr(new, name) for name in names}})
+
+
+def map_line(event: str, intent: str, at: float) -> str:
+    """Return the line of a row of the user's map."""
+    return json.dumps({"edgepd": {"mapped": event, "intent": intent, "at": at}})
+
+
+def read_line(line: str, now: float, app: str | None = None) -> ExchangeLine | FactLine | EventLine | MapLine:
     """Read a line; `app` takes the place of the app in it, and `now` that of a missing time. Raises RequestError."""
     if len(line) > MAX_LINE_CHARS:
         raise RequestError(f"the line has {len(line)} characters, but at most {MAX_LINE_CHARS} are allowed")
@@ -92,6 +121,10 @@ def read_line(line: str, now: float, app: str | None = None) -> ExchangeLine | F
     named = _app((own or {}).get("app", "")) if app is None else app
     if own is not None and "fact" in own:
         return FactLine(_text(own["fact"], "the fact"), named, _time(own.get("at"), now))
+    if own is not None and "mapped" in own:
+        return MapLine(_name(own["mapped"], "event"), _name(own.get("intent"), "intent"), _time(own.get("at"), now))
+    if own is not None and "event" in own:
+        return _event(own, named, now)
     messages, answer = _messages(found.get("messages"))
     if own is None or "id" not in own:
         return _foreign(messages, answer, named, now)
@@ -128,6 +161,17 @@ def _exchange(own: Mapping[str, Any], messages: list[dict[str, Any]], app: str, 
     if len({one.kind for one in feedback}) < len(feedback):
         raise RequestError("`feedback` has the same kind twice")
     return ExchangeLine(interaction, feedback)
+
+
+def _event(own: Mapping[str, Any], app: str, now: float) -> EventLine:
+    name, offset = own.get("interaction"), own.get("utc_offset_s", 0)
+    if name is not None and not (isinstance(name, str) and ID.fullmatch(name)):
+        raise RequestError("the interaction of the event is no id")
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise RequestError("the UTC offset of the event is not a whole number of seconds")
+    event = _name(own["event"], "event")
+    intent, context = _name(own.get("intent", event), "intent"), _name(own.get("context", ""), "context")
+    return EventLine(New(_time(own.get("at"), now), event, intent, context, offset, app, name))
 
 
 def _foreign(messages: list[dict[str, Any]], answer: str, app: str, now: float) -> ExchangeLine:
@@ -194,6 +238,10 @@ def _text(value: object, what: str, most: int = MAX_TEXT_BYTES) -> str:
     if size > most:
         raise RequestError(f"{what} has {size} bytes, but at most {most} are allowed")
     return value
+
+
+def _name(value: object, what: str) -> str:
+    return _text(value, f"the {what}", MAX_NAME_CHARS * 4)
 
 
 def _app(value: object) -> str:

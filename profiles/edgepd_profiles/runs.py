@@ -11,22 +11,24 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgepd.errors import ConflictError, NotFoundError
 from edgepd_profiles.rows import canonical_json, fetch, finite
 
-KINDS = ("live", "baked")
+KINDS = ("live", "baked", "intent")
 FINAL_STATES = ("promoted", "rejected", "failed", "interrupted", "parked")
 STOPPERS = ("user", "edgepd")
 ASKED = "asked"  # among the numbers of a parked run: the user waits for it
 
-_FAILURES = """
-    FROM runs WHERE id > coalesce((SELECT max(id) FROM runs WHERE state IN ('promoted', 'rejected')), 0)
+_OF_KIND = "kind IN (SELECT value FROM json_each(:kinds))"
+_JUDGED = f"SELECT max(id) FROM runs WHERE state IN ('promoted', 'rejected') AND {_OF_KIND}"  # noqa: S608 - ours
+_FAILURES = f"""
+    FROM runs WHERE id > coalesce(({_JUDGED}), 0) AND {_OF_KIND}
         AND (state = 'failed' OR state = 'interrupted' AND stopped_by IS NULL)
-"""
+"""  # noqa: S608 - ours
 
 
 @dataclass(frozen=True)
@@ -118,25 +120,25 @@ def runs(conn: sqlite3.Connection, limit: int) -> list[Run]:
     return [_from_row(row) for row in fetch(conn, "SELECT * FROM runs ORDER BY id DESC LIMIT ?", (limit,))]
 
 
-def failures_in_a_row(conn: sqlite3.Connection) -> int:
-    """Return how many runs of any kind came to nothing since the last one that was judged.
+def failures_in_a_row(conn: sqlite3.Connection, kinds: Collection[str] = KINDS) -> int:
+    """Return how many runs of these kinds came to nothing since the last one of them that was judged.
 
     Those are the failed ones and the ones that something killed. Parked ones do not count, and neither do those that
     the user or edgepd stopped; nor do they end the row.
     """
-    (count,) = conn.execute(f"SELECT count(*) {_FAILURES}").fetchone()
+    (count,) = conn.execute(f"SELECT count(*) {_FAILURES}", _named(kinds)).fetchone()
     return int(count)
 
 
-def last_judged(conn: sqlite3.Connection) -> int:
-    """Return the id of the newest run that was judged, 0 if none was."""
-    (found,) = conn.execute("SELECT max(id) FROM runs WHERE state IN ('promoted', 'rejected')").fetchone()
+def last_judged(conn: sqlite3.Connection, kinds: Collection[str] = KINDS) -> int:
+    """Return the id of the newest run of these kinds that was judged, 0 if none was."""
+    (found,) = conn.execute(_JUDGED, _named(kinds)).fetchone()
     return int(found or 0)
 
 
-def last_failure(conn: sqlite3.Connection) -> float | None:
+def last_failure(conn: sqlite3.Connection, kinds: Collection[str] = KINDS) -> float | None:
     """Return when the newest of `failures_in_a_row` ended, in unix seconds; None if there is none."""
-    (found,) = conn.execute(f"SELECT max(ended_at) {_FAILURES}").fetchone()
+    (found,) = conn.execute(f"SELECT max(ended_at) {_FAILURES}", _named(kinds)).fetchone()
     return None if found is None else float(found)
 
 
@@ -172,6 +174,10 @@ def mark_interrupted_runs(conn: sqlite3.Connection, *, at: float | None = None) 
         """,
         (time.time() if at is None else at,),
     ).rowcount
+
+
+def _named(kinds: Collection[str]) -> dict[str, str]:
+    return {"kinds": json.dumps(sorted(kinds))}
 
 
 def _from_row(row: dict[str, Any]) -> Run:

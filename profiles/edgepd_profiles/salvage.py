@@ -1,8 +1,9 @@
 """What can still be read of a damaged profile, taken into another one.
 
 The idea: exchanges that came after the last one which the other profile has are read one by one in the order of
-arrival, written as the lines of an export and read back as an import: so each is checked like a stranger's, and a page
-of rubbish spoils only what stands on it. The invariant: the damaged file is opened for reading alone.
+arrival, with the facts, the newer events and the map of events after them, written as the lines of an export and read
+back as an import: so each is checked like a stranger's, and a page of rubbish spoils only what stands on it. The
+invariant: the damaged file is opened for reading alone.
 What this does not do: carry over what is made anew (sums, embeddings, the search index), feedback on exchanges that the
 other profile has already, surveys, or generations.
 """
@@ -17,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgepd.errors import EdgepdError
-from edgepd_profiles import facts, feedback, interactions, portable
-from edgepd_profiles.portable_line import exchange_line, fact_line
+from edgepd_profiles import events, facts, feedback, interactions, portable
+from edgepd_profiles.portable_line import event_line, exchange_line, fact_line, map_line
 from edgepd_profiles.profile_file import reading
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def carry_over(damaged: Path, conn: sqlite3.Connection) -> tuple[int, int]:
     at all: then nothing came over.
     """
     after = int(conn.execute("SELECT coalesce(max(seq), 0) FROM interactions").fetchone()[0])
+    after_event = events.newest_seq(conn)
     taken = unreadable = 0
     try:
         with reading(damaged) as source:
@@ -46,6 +48,7 @@ def carry_over(damaged: Path, conn: sqlite3.Connection) -> tuple[int, int]:
                 conn.execute("COMMIT")
                 taken += done.added
                 unreadable += len(batch) - len(readable) + len(done.refused)
+            _take_events(source, after_event, conn)
     except EdgepdError as error:
         log.warning("no more can be read of %s: %s", damaged, error)
     return taken, unreadable
@@ -73,6 +76,32 @@ def _facts(source: sqlite3.Connection) -> Iterable[str]:
         return [fact_line(fact.text, fact.app, fact.at) for fact in facts.listing(source)]
     except BROKEN as error:
         log.warning("the facts of the damaged profile cannot be read: %s", error)
+        return []
+
+
+def _take_events(source: sqlite3.Connection, after: int, conn: sqlite3.Connection) -> None:
+    """Take the newer events, and what of the map is not there. What is refused had an exchange that did not come."""
+    lines = itertools.chain(_event_lines(source, after), _map_lines(source))
+    while batch := list(itertools.islice(lines, BATCH)):
+        conn.execute("BEGIN IMMEDIATE")
+        portable.import_lines(conn, batch)
+        conn.execute("COMMIT")
+
+
+def _event_lines(source: sqlite3.Connection, after: int) -> Iterator[str]:
+    try:
+        while found := events.as_sent(source, after, BATCH):
+            yield from (event_line(each) for each in found)
+            after = found[-1].seq
+    except BROKEN as error:  # as for the table of a profile from before events were kept
+        log.warning("the events of the damaged profile are not all there: %s", error)
+
+
+def _map_lines(source: sqlite3.Connection) -> Iterable[str]:
+    try:
+        return [map_line(*row) for row in events.mapped(source)]
+    except BROKEN as error:
+        log.warning("the map of events of the damaged profile cannot be read: %s", error)
         return []
 
 

@@ -88,6 +88,16 @@ FULL_BUDGET: Json = {
     "limits": {"preset": "laptop", "automatic": True, "cpu_percent": 50.0, "ac_only": True, "quiet_hours": ""},
     "origins": {"preset": "default", "automatic": "default", "cpu_percent": "config.toml", "ac_only": "default"},
 }
+PREDICTION: Json = {  # what the status and the activity of a daemon that predicts have more
+    "enabled": True,
+    "tuned_at": None,
+    "events": 1234,
+    "predicted": 40,
+    "first": 17,
+    "among_three": 30,
+    "warmed": 12,
+    "warmed_used": 9,
+}
 STATUS: Json = {
     "version": "0.1.0",
     "pid": 4711,

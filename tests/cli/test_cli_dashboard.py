@@ -13,7 +13,7 @@ from rich.console import Console
 
 from edgepd.cli.dashboard import dashboard, unreachable
 from edgepd.cli.plot import BLOCKS, PLAIN, bar, plot, sparkline
-from tests.cli.fake_daemon import ACTIVITY, DECISION, READINGS, RUN, Json
+from tests.cli.fake_daemon import ACTIVITY, DECISION, PREDICTION, READINGS, RUN, Json
 
 NOW = 2000.0
 PROGRESS: Json = {
@@ -77,8 +77,18 @@ def test_a_training_run_with_all_that_is_known_of_it() -> None:
     assert "█▇" in text
 
 
-def test_all_panels_are_there_on_eighty_columns_and_twenty_four_lines() -> None:
-    view = look(training=TRAINING, curve=CURVE, budget={"trainer": CHILD})
+def test_prediction_has_one_line_and_its_runs_a_name() -> None:
+    tuning = {**RUN, "id": 5, "kind": "intent"}
+    text = said(look(prediction=PREDICTION, training={"run": tuning, "progress": None, "last": tuning | {"id": 4}}))
+    assert "foreseen  42% first, 75% in three" in text
+    assert "5 (tuning what is next) starting" in text
+    assert "run 4 (tuning what is next) run 4 has started" in text
+    assert "foreseen  switched off" in said(look(prediction=PREDICTION | {"enabled": False}))
+
+
+@pytest.mark.parametrize("prediction", [None, PREDICTION])
+def test_all_panels_are_there_on_eighty_columns_and_twenty_four_lines(prediction: Json | None) -> None:
+    view = look(training=TRAINING, curve=CURVE, budget={"trainer": CHILD}, prediction=prediction)
     lines = drawn(view)
     assert len(lines) == 24
     assert all(len(line) == 80 for line in lines[1:])

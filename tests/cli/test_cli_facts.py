@@ -8,10 +8,14 @@ import pytest
 
 from edgepd.client import Client
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import FakeDaemon, error
+from tests.cli.fake_daemon import FakeDaemon, Json, error
 from tests.cli.fake_privacy import FACT, FOUND, RECEIPT, SUGGESTIONS, done
 
 FACTS = "/edgepd/v1/facts"
+NEXT: list[Json] = [
+    {"intent": "mail", "probability": 0.62, "reason": "usually at this time", "app": "mail"},
+    {"intent": "write\nreport", "probability": 0.081, "reason": "often after mail", "app": None},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -88,21 +92,49 @@ def test_forget_a_fact(daemon: FakeDaemon, edgepd: Edgepd) -> None:
 
 
 def test_suggest(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    daemon.on("GET /edgepd/v1/suggestions", {"suggestions": SUGGESTIONS})
+    found = {"suggestions": SUGGESTIONS, "next": NEXT, "predicting": True}
+    daemon.on("GET /edgepd/v1/suggestions", found)
     result = edgepd("suggest", "--limit", "5")
     assert result.stdout == (
-        "1.  Plan my week        (you ask this on Mondays)\n2.  Shorten the letter  (it often comes next)\n"
+        "likely next:\n"
+        "mail          62%  (usually at this time)\n"
+        "write report  8%   (often after mail)\n"
+        "to ask:\n"
+        "1.  Plan my week        (you ask this on Mondays)\n"
+        "2.  Shorten the letter  (it often comes next)\n"
     )
     assert daemon.requests[-1].query == "limit=5"
-    assert json.loads(edgepd("suggest", "--json").stdout) == {"suggestions": SUGGESTIONS}
+    assert json.loads(edgepd("suggest", "--json").stdout) == found
 
 
-def test_no_suggestions(daemon: FakeDaemon, edgepd: Edgepd) -> None:
-    daemon.on("GET /edgepd/v1/suggestions", {"suggestions": []})
+@pytest.mark.parametrize(
+    ("found", "out", "err"),
+    [
+        (
+            {"suggestions": SUGGESTIONS[:1], "next": [], "predicting": True},
+            "1.  Plan my week  (you ask this on Mondays)\n",
+            "",
+        ),
+        (
+            {"suggestions": [], "next": NEXT[:1], "predicting": True},
+            "likely next:\nmail  62%  (usually at this time)\n",
+            "",
+        ),
+        ({"suggestions": [], "next": [], "predicting": True}, "", "no suggestions yet; they come from what you ask\n"),
+        (
+            {"suggestions": SUGGESTIONS[:1], "next": [], "predicting": False},
+            "1.  Plan my week  (you ask this on Mondays)\n",
+            "prediction is switched off (intent.enabled)\n",
+        ),
+        ({"suggestions": SUGGESTIONS[:1]}, "1.  Plan my week  (you ask this on Mondays)\n", ""),  # an older daemon
+    ],
+)
+def test_what_there_is_is_suggested(daemon: FakeDaemon, edgepd: Edgepd, found: Json, out: str, err: str) -> None:
+    daemon.on("GET /edgepd/v1/suggestions", found)
     result = edgepd("suggest")
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "no suggestions yet; they come from what you ask\n"
-    assert edgepd("suggest", "--json").stdout == '{"suggestions": []}\n'
+    assert (result.exit_code, result.stdout, result.stderr) == (0, out, err)
+    as_json = edgepd("suggest", "--json")
+    assert (json.loads(as_json.stdout), as_json.stderr) == (found, "")
 
 
 def test_take_a_suggestion(daemon: FakeDaemon, edgepd: Edgepd) -> None:

@@ -32,6 +32,23 @@ GONE = (
 NOW = datetime(2026, 3, 5, 15, 30).timestamp()
 
 
+def test_events_are_named_and_the_models_that_saw_them() -> None:
+    counts = dict.fromkeys(COUNTS, 0) | {"events": 12, "mapped_events": 1, "students": 2}
+    assert plan_text(PLAN | {"counts": counts, "generations": []}) == (
+        "this goes for good: 12 events, 1 event on the map\n"
+        "no generation has learned from it\n"
+        "2 tuned models of what comes next will be deleted"
+    )
+    told = RECEIPT | {"counts": counts | {"students": 1}, "generations": [], "verified": None, "retraining": True}
+    assert receipt_text(told) == (
+        "forgotten: 12 events, 1 event on the map\n"
+        "no generation had learned from it\n"
+        "1 tuned model of what comes next was deleted\n"
+        "training without it is queued\n"
+        "receipt r_1"
+    )
+
+
 @pytest.fixture
 def forgetful(daemon: FakeDaemon) -> FakeDaemon:
     daemon.on(f"POST {FORGET}", planned(), done())

@@ -8,7 +8,7 @@ import pytest
 
 from edgepd.cli.output import moment
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import BUDGET, RUN, STATUS, FakeDaemon, Json
+from tests.cli.fake_daemon import BUDGET, PREDICTION, RUN, STATUS, FakeDaemon, Json
 
 PROGRESS = {
     "stage": "train",
@@ -80,6 +80,18 @@ def test_status_of_a_loopback_port_and_a_model_that_stays(daemon: FakeDaemon, ed
     assert lines["in memory"] == "tiny.gguf, 1 MiB, stays"
     assert lines["tokens"] == "900 generated, 1200 in prompts"
     assert lines["switches"] == "0"
+
+
+def test_status_of_prediction(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    told = (
+        "shipped model, 1,234 events, of 40 foreseen 42% first, 75% in three, 9 of 12 prompts computed ahead were used"
+    )
+    assert status_lines(daemon, edgepd, prediction=PREDICTION)["prediction"] == told
+    off = status_lines(daemon, edgepd, prediction=PREDICTION | {"enabled": False})
+    assert off["prediction"] == "prediction is switched off (intent.enabled)"
+    tuning = {**RUN, "kind": "intent"}
+    lines = status_lines(daemon, edgepd, training={"run": tuning, "progress": None})
+    assert lines["training"] == "run r1 (tuning what is next) running"
 
 
 def test_status_of_a_run_and_problems(daemon: FakeDaemon, edgepd: Edgepd) -> None:

@@ -68,6 +68,28 @@ def test_a_run_that_was_parked_says_that_it_goes_on_later(trainer: FakeDaemon, e
     assert (result.exit_code, result.stdout) == (7, expected)
 
 
+def test_tuning_what_is_next(trainer: FakeDaemon, edgepd: Edgepd) -> None:
+    numbers = {"nll_before": 1.8, "nll_after": 1.4329, "held_out_events": 25, "train_s": 12.04}
+    numbers |= {"ndcg_3_before": 0.41, "ndcg_3_after": 0.5236}
+    ends(trainer, kind="intent", state="promoted", numbers=numbers)
+    result = edgepd("train", "--intent")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "promoted: the tuned model of what is next is live\n"
+        "  held-out loss 1.800 -> 1.433 nats/event on 25 events that it was not tuned on\n"
+        "  rank of what came, N@3, 0.410 -> 0.524; 1 is always first, 0 never among three\n"
+        "  train 12.0 s\n",
+    )
+    assert trainer.asked("/edgepd/v1/training") == [{"kind": "intent"}]
+    ends(trainer, kind="intent", state="parked", reason="a question came")
+    assert edgepd("train", "--intent").stdout == "parked: a question came; it begins again later\n"
+    result = edgepd("train", "--intent", "--baked")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: --baked and --intent are two kinds of run; start one after the other\n",
+    )
+
+
 def test_json(trainer: FakeDaemon, edgepd: Edgepd) -> None:
     ends(trainer, state="rejected", reason="worse", numbers=NUMBERS)
     result = edgepd("train", "--json")
@@ -149,6 +171,14 @@ def test_plan(daemon: FakeDaemon, edgepd: Edgepd) -> None:
     assert json.loads(edgepd("train", "--plan", "--baked", "--json").stdout) == plan
     assert daemon.asked("/edgepd/v1/training/plan") == [{"kind": "live"}, {"kind": "baked"}]
     assert daemon.asked("/edgepd/v1/training") == []
+
+
+def test_plan_of_tuning_what_is_next(daemon: FakeDaemon, edgepd: Edgepd) -> None:
+    daemon.on(PLAN, {"plan": {"learned_events": 160, "held_out_events": 40}})
+    assert edgepd("train", "--intent", "--plan").stdout == (
+        "events to tune on         160\nnewer events to judge by  40\n"
+    )
+    assert daemon.asked("/edgepd/v1/training/plan") == [{"kind": "intent"}]
 
 
 def test_a_plan_without_reasons_or_parts(daemon: FakeDaemon, edgepd: Edgepd) -> None:

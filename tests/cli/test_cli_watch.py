@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edgepd.cli.watch import frame, speed
 from tests.cli.conftest import Edgepd
-from tests.cli.fake_daemon import ACTIVITY, DECISION, NUMBERS, READINGS, RUN, FakeDaemon, Json, error
+from tests.cli.fake_daemon import ACTIVITY, DECISION, NUMBERS, PREDICTION, READINGS, RUN, FakeDaemon, Json, error
 
 ROUTE = "GET /edgepd/v1/activity"
 PROGRESS: Json = {
@@ -101,6 +101,16 @@ def test_a_run_that_begins(daemon: FakeDaemon, edgepd: Edgepd) -> None:
     engine = "engine    loading 42 %, 0 of 4 answers running, 0 waiting"
     assert rows(None) == [engine, "training  run r1 (live) starting"]
     assert rows({"stage": "load", "done": 0, "total": 0}) == [engine, "training  run r1 (live) load"]
+
+
+def test_prediction_and_its_runs() -> None:
+    tuning = {**RUN, "id": 5, "kind": "intent"}
+    view = activity({"tokens_per_second": None}, run=tuning, last={**tuning, "id": 4, "state": "promoted"})
+    assert frame(view | {"prediction": PREDICTION | {"warmed": 0}}).splitlines()[2:-2] == [
+        "training    run 5 (tuning what is next) starting",
+        "last        run 4 (tuning what is next) promoted: the tuned model of what is next is live",
+        "prediction  shipped model, 1,234 events, of 40 foreseen 42% first, 75% in three",
+    ]
 
 
 def test_the_last_verdict_comes_with_its_numbers() -> None:

@@ -31,9 +31,11 @@ from edgepd.settings import Settings
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.types import Version
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.foresight import Foresight
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
+from edgepd_daemon.warming import Warmer
 from edgepd_profiles import interactions
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.registry import Generation
@@ -184,6 +186,7 @@ def _services(directory: Path, engine: Any, generations: Any, store: Store, fiel
     recorder = Recorder(store, enabled=True)
     settings = fields.get("settings", Settings())
     personaliser = Personaliser(store, engine, generations, lambda: settings)
+    foresight = Foresight(store, lambda: settings, directory / "students")
     values: dict[str, Any] = {
         "settings": settings,
         "paths": Paths(directory / "config.toml", directory, directory, directory),
@@ -194,6 +197,16 @@ def _services(directory: Path, engine: Any, generations: Any, store: Store, fiel
         "exchanges": Exchanges(engine, generations, recorder, personaliser),
         "personaliser": personaliser,
         "supervisor": FakeSupervisor(),
+        "foresight": foresight,
+        "warmer": Warmer(
+            store,
+            engine,
+            generations,
+            personaliser,
+            foresight,
+            lambda: settings,
+            lambda: False,
+        ),
         "load_settings": Settings,
     } | fields
     for part in dataclasses.fields(Services):

@@ -75,6 +75,9 @@ class FakeSupervisor:
     def look_soon(self) -> None:
         """Nothing depends on it here."""
 
+    def forgotten(self, *, everything: bool) -> None:
+        """Foresee nothing here."""
+
     def resume(self) -> None:
         """Be paused no longer."""
         self.threads.add(threading.current_thread().name)

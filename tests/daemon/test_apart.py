@@ -24,6 +24,7 @@ def served() -> Iterator[Scripted]:
             put(found, f"i_mail{n}", TEXT, "mail", ago=3600 - n, state="cancelled" if n == 3 else "done")
         post(found, "/feedback", interaction_id="i_mail0", rating=5, app="mail")
         post(found, "/facts", text="My zeppelin is called Otto", app="mail")
+        post(found, "/events", events=[{"event": "flight", "intent": "zeppelin"}], app="mail")
         ok(
             call(
                 found, "PUT", "/profile/features", kind="preference", name="style", value="zeppelin jargon", app="mail"
@@ -53,6 +54,7 @@ def views(served: Scripted, app: str | None) -> dict[str, str]:
         "interactions": text("/interactions"),
         "search": text("/interactions", q=WORDS),
         "facts": text("/facts"),
+        "events": text("/events"),
         "recall": text("/recall", q=WORDS),
         "profile": text("/profile"),
         "selection": text("/profile/selection"),

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import pytest
 
 from edgepd.errors import StoreError
-from edgepd.settings import Keep, Select, Settings
+from edgepd.settings import Intent, Keep, Select, Settings
 from edgepd_daemon import housekeeping
 from edgepd_daemon.embedding import Embedding
 from edgepd_daemon.housekeeping import Housekeeper
 from edgepd_daemon.pairing import Pairing
-from edgepd_profiles import backup, feedback, interactions, profile, similar_pairs
+from edgepd_profiles import backup, events, feedback, interactions, profile, similar_pairs
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.selection import bins
 from tests.daemon.scripted import Scripted, scripted
@@ -322,3 +322,19 @@ def test_a_pass_that_had_nothing_to_do_is_not_repeated_until_something_changes(
             task.cancel()
 
         asyncio.run(work())
+
+
+def test_chats_of_before_become_events_unless_prediction_is_off() -> None:
+    every = 2 * housekeeping.TAKEN + 1
+    with house() as served:
+        at_home, services = House(served), served.services
+        for n in range(every):
+            at_home.put(f"i_{n}", f"Zeppelin number {n}?")
+        waiting = "INSERT INTO chats_to_take SELECT 1, min(seq), max(seq) FROM interactions"
+        at_home.written(lambda c: c.execute(waiting).close())
+        found: list[int] = []
+        for enabled in (False, True, True):
+            services.settings = replace(services.settings, intent=Intent(enabled=enabled))
+            at_home.once()
+            found.append(at_home.written(lambda c: events.count_after(c, 0)))
+        assert found == [0, every, every]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_a_child_that_does_not_end_is_killed_even_if_nobody_waits(
     async def work(daemon: Parts) -> None:
         text = (tmp_path / "child.py").read_text()
         script.write_text(f"import signal\nsignal.signal({int(signal.SIGTERM)}, signal.SIG_IGN)\n{text}")
-        daemon.trainer._worker = (daemon.trainer._worker[0], str(script), str(tmp_path))
+        daemon.trainer._command = lambda _kind: (sys.executable, str(script), str(tmp_path))
         daemon.child_says("wait go")
         await begun(daemon)
         parking = asyncio.create_task(daemon.trainer.park("it makes way"))

@@ -9,7 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgepd.adapt.job import Progress
 from edgepd_daemon.engine.types import EngineStatus, LoadedModel, Timings
+from edgepd_daemon.foresight import Predicted
 from edgepd_daemon.metrics import Metrics, Snapshot
+from edgepd_daemon.warming import Warmings
 from tests.daemon.supervised import TRAINER, FakeSupervisor
 
 ENGINE = EngineStatus(
@@ -84,6 +86,7 @@ def test_every_number_of_a_snapshot() -> None:
 def test_every_family_is_explained_and_has_one_name() -> None:
     snapshot = replace(SNAPSHOT, progress=Progress("train", 3, 12, 2.5, 2.75, 180.0, 9.5, 512.0))
     snapshot = replace(snapshot, budget=FakeSupervisor(trainer=TRAINER).view())
+    snapshot = replace(snapshot, predicted=Predicted(), warmings=Warmings())
     families = list(text_string_to_metric_families(Metrics().render(snapshot).decode()))
     assert all(family.documentation for family in families)
     assert len({family.name for family in families}) == len(families)
@@ -160,6 +163,22 @@ def test_what_is_not_known_of_a_training_run_is_left_out() -> None:
     assert found["edgepd_training_stage", "replay"] == 1  # a stage that only newer trainers have
     assert {name for name, _ in found} == {"edgepd_training_stage", "edgepd_training_paused"}
     assert training(None) == {}
+
+
+def test_what_was_foreseen() -> None:
+    snapshot = replace(SNAPSHOT, predicted=Predicted(9, 4, 7), warmings=Warmings(5, 1, 3, 2, 1200, 1.5))
+    found = read(Metrics(), snapshot)
+    assert {name: value for (name, _), value in found.items() if name.startswith(("edgepd_intent", "edgepd_warm"))} == {
+        "edgepd_intent_predictions_total": 9,
+        "edgepd_intent_predictions_top1_total": 4,
+        "edgepd_intent_predictions_top3_total": 7,
+        "edgepd_warmings_total": 5,
+        "edgepd_warmings_cancelled_total": 1,
+        "edgepd_warming_hits_total": 3,
+        "edgepd_warming_misses_total": 2,
+        "edgepd_warming_tokens_total": 1200,
+        "edgepd_warming_saved_seconds_total": 1.5,
+    }
 
 
 def test_loading_is_a_ratio() -> None:

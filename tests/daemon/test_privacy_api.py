@@ -150,16 +150,21 @@ def test_what_is_exported_is_taken_in_again(served: Scripted) -> None:
     post(served, "/facts", text="My boat is called Heron", app="mail")
     exported = lines(served)
     parsed = [json.loads(line) for line in exported]
-    assert [each["edgepd"].get("id") for each in parsed] == [first, second, None]
+    assert [each["edgepd"].get("id") for each in parsed] == [first, second, None, None, None]
     assert parsed[0]["messages"] == [
         {"role": "user", "content": "Where is\u2028Brest?"},
         {"role": "assistant", "content": "In Brittany."},
     ]
     assert parsed[2] == {"edgepd": {"fact": "My boat is called Heron", "app": "mail", "at": parsed[2]["edgepd"]["at"]}}
+    assert [(each["edgepd"]["event"], each["edgepd"]["interaction"]) for each in parsed[3:]] == [
+        ("chat:brest", first),
+        ("chat:", second),
+    ]
     with profiled() as other:
         done = post(other, "/import", lines=exported)
-        assert done == {"added": 2, "known": 0, "facts": 1, "refused": []}
-        assert post(other, "/import", lines=exported) == {"added": 0, "known": 3, "facts": 0, "refused": []}
+        assert done == {"added": 2, "known": 0, "facts": 1, "events": 2, "mapped_events": 0, "refused": []}
+        again = post(other, "/import", lines=exported)
+        assert again == {"added": 0, "known": 5, "facts": 0, "events": 0, "mapped_events": 0, "refused": []}
         assert lines(other) == exported
         assert get(other, "/facts") == get(served, "/facts")
         for row in (first, second):
@@ -193,7 +198,8 @@ def test_imports_that_are_refused(served: Scripted) -> None:
     ):
         found = refused(call(served, "POST", "/import", **body))
         assert (found[0], message in found[1]) == (400, True), found
-    assert post(served, "/import", lines=[]) == {"added": 0, "known": 0, "facts": 0, "refused": []}
+    nothing = {"added": 0, "known": 0, "facts": 0, "events": 0, "mapped_events": 0, "refused": []}
+    assert post(served, "/import", lines=[]) == nothing
 
 
 def test_backups(served: Scripted) -> None:

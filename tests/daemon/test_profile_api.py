@@ -251,7 +251,7 @@ def test_recall_finds_facts_and_accepted_answers(served: Scripted) -> None:
 
 
 def test_a_suggestion_is_taken_when_it_is_asked(served: Scripted) -> None:
-    assert get(served, "/suggestions") == {"suggestions": []}
+    assert get(served, "/suggestions") == {"suggestions": [], "next": [], "predicting": True}
     put(served, "i_1", "What is new in the harbour?", "mail", ago=3600, state="cancelled")
     [shown] = get(served, "/suggestions", app="mail")["suggestions"]
     assert (set(shown), shown["text"]) == ({"id", "text", "reason"}, "What is new in the harbour?")

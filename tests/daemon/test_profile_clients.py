@@ -120,10 +120,10 @@ def taken_in_and_suggested(mail: Client) -> None:
 def taken_out(mail: Client, editor: Client) -> None:
     lines = list(mail.export("mail"))
     assert [json.loads(line)["messages"][-1]["content"] for line in lines[:1]] == [SECRET]
-    assert len(lines) == 4  # three exchanges and a fact
-    assert len(list(editor.export("editor"))) == 1
+    assert len(lines) == 6  # three exchanges and a fact; two of them were asked here, and are events
+    assert len(list(editor.export("editor"))) == 2  # an exchange, and that it was asked here
     done = editor.import_lines(lines)
-    assert (done["added"], done["known"], done["refused"]) == (0, 4, [])
+    assert (done["added"], done["known"], done["refused"]) == (0, 6, [])
     made = mail.backup()
     assert [b["path"] for b in mail.backups()] == [made["path"]]
 

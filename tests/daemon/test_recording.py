@@ -16,6 +16,7 @@ from edgepd.settings import Settings
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.host import ModelHost
 from edgepd_daemon.exchange import Exchanges
+from edgepd_daemon.foresight import Foresight
 from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.personal import Personaliser
@@ -23,6 +24,7 @@ from edgepd_daemon.recorder import Recorder
 from edgepd_daemon.services import Services
 from edgepd_daemon.throttle import Throttle
 from edgepd_daemon.trainer import Trainer
+from edgepd_daemon.warming import Warmer
 from edgepd_profiles import interactions
 from edgepd_profiles.store import Store
 from edgepd_quant.reader import GGUFFile
@@ -78,6 +80,8 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
             supervisor: Any = FakeSupervisor()
             personaliser = Personaliser(store, engine, generations, lambda: settings)
             exchanges = Exchanges(engine, generations, recorder, personaliser)
+            foresight = Foresight(store, lambda: settings, paths.students_dir)
+            warmer = Warmer(store, engine, generations, personaliser, foresight, lambda: settings, lambda: False)
             forgetter = Forgetter(store, generations, trainer, engine, personaliser, paths)
             return await work(
                 InProcess(
@@ -93,6 +97,8 @@ def with_services(model: Path, work: Callable[[InProcess], Awaitable[T]]) -> T:
                         personaliser=personaliser,
                         forgetter=forgetter,
                         supervisor=supervisor,
+                        foresight=foresight,
+                        warmer=warmer,
                         load_settings=lambda: settings,
                     )
                 )

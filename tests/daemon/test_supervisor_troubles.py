@@ -81,7 +81,7 @@ def test_what_was_parked_and_has_too_little_left_ends_there(tmp_path: Path, cloc
 def test_a_child_that_cannot_be_started_costs_nothing_that_was_to_be_learned(tmp_path: Path, clock: Clock) -> None:
     async def work(daemon: Parts) -> None:
         on = Watched(daemon, clock)
-        daemon.trainer._worker = (str(tmp_path / "missing"),)
+        daemon.trainer._command = lambda _kind: (str(tmp_path / "missing"),)
         daemon.store.write(lambda c: forgetting.want(c, "live", "because")).result()
         decision = await on.look()
         assert (decision.action, decision.due) == ("wait", True)

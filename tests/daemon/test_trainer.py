@@ -274,7 +274,7 @@ def test_a_run_that_is_stopped_is_interrupted(tmp_path: Path) -> None:
 def test_a_trainer_that_is_not_there(tmp_path: Path) -> None:
     async def work(daemon: Parts) -> None:
         missing = tmp_path / "missing"
-        daemon.trainer._worker = (str(missing),)
+        daemon.trainer._command = lambda _kind: (str(missing),)
         with pytest.raises(TrainingError, match=f"the trainer could not be started: .*{missing}"):
             await daemon.trainer.start("live")
         [run] = (await daemon.get("/edgepd/v1/training"))["runs"]

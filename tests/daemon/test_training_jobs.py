@@ -290,10 +290,10 @@ class Files(SimpleNamespace):
         return "baked" if active.model_file else "base"
 
 
-def job(active: Generation, kind: Any, settings: Settings | None = None, **fields: Any) -> Job:
+def job(active: Generation, kind: Any, settings: Settings | None = None) -> Job:
     chosen = Chosen(kind, [example(1, rejected="No", reward=0.5)], [example(2), example(3)])
     files: Any = Files()
-    return make_job(files, active, chosen, settings or Settings(), PLACES, f"{kind}-7", **fields)
+    return make_job(files, active, chosen, settings or Settings(), PLACES, f"{kind}-7")
 
 
 def test_a_live_job_goes_on_from_the_active_adapter() -> None:
@@ -308,11 +308,11 @@ def test_a_live_job_goes_on_from_the_active_adapter() -> None:
 
 def test_a_baked_job_begins_at_the_original_base() -> None:
     active = generation(id=4, kind="live", model_file="baked-2.gguf", adapter_file="live-3.gguf")
-    made = job(active, "baked", plan_only=True)
+    made = job(active, "baked")
     assert (made.base, made.base_sha256, made.start_adapter) == ("/models/tiny.gguf", "base", None)
     assert made.current_model == "/data/generations/baked-2.gguf"
     assert made.current_adapter == "/data/generations/live-3.gguf"
-    assert (made.checkpoint_dir, made.plan_only) == ("/data/runs/baked", True)
+    assert (made.checkpoint_dir, made.plan_only) == ("/data/runs/baked", False)
 
 
 def test_the_first_live_job_has_nothing_to_go_on_from() -> None:

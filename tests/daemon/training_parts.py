@@ -22,12 +22,14 @@ from edgepd.config import Paths
 from edgepd.settings import Settings, Train
 from edgepd_daemon.api.app import create_app
 from edgepd_daemon.engine.types import EngineStatus, Version
+from edgepd_daemon.foresight import Foresight
 from edgepd_daemon.forgetter import Forgetter
 from edgepd_daemon.generations import Base, Generations
 from edgepd_daemon.personal import Personaliser
 from edgepd_daemon.services import Services
 from edgepd_daemon.throttle import Throttle
 from edgepd_daemon.trainer import Trainer
+from edgepd_daemon.warming import Warmer
 from edgepd_profiles import feedback, interactions, runs
 from edgepd_profiles.interactions import Interaction
 from edgepd_profiles.store import Store
@@ -99,16 +101,21 @@ class Parts:
         child = (sys.executable, str(directory / "child.py"), str(directory))
         settings = Settings(train=Train(rank=4))
         # Nobody asks anything here: what the engine says of itself is for the status.
-        self.trainer = Trainer(store, self.generations, settings, self.paths.runs_dir, Throttle(lambda: False), child)
+        self.trainer = Trainer(
+            store, self.generations, settings, self.paths.runs_dir, Throttle(lambda: False), lambda _kind: child
+        )
         unused: Any = SimpleNamespace(problem=None)
         supervisor: Any = FakeSupervisor()
         personaliser = Personaliser(store, engine, self.generations, lambda: settings)
+        foresight = Foresight(store, lambda: settings, self.paths.students_dir)
         self.forgetter = Forgetter(store, self.generations, self.trainer, engine, personaliser, self.paths)
         services = Services(
             *(settings, self.paths, store, engine, self.generations, unused, self.trainer, unused),
             personaliser=personaliser,
             forgetter=self.forgetter,
             supervisor=supervisor,
+            foresight=foresight,
+            warmer=Warmer(store, engine, self.generations, personaliser, foresight, lambda: settings, lambda: False),
             load_settings=lambda: settings,
         )
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgepd_profiles import expiry, feedback
+from edgepd_profiles import events, expiry, feedback, interactions
 from edgepd_profiles.interactions import Interaction
 
 Log = Callable[..., Interaction]
@@ -98,3 +98,28 @@ def test_what_went_is_not_found_any_more_and_leaves_no_rows(ten: sqlite3.Connect
 
 def test_an_empty_profile_has_nothing_to_expire(conn: sqlite3.Connection) -> None:
     assert expiry.expire(conn, 5, 1.0, NOW) == 0
+
+
+def placed(conn: sqlite3.Connection) -> list[float]:
+    return [(NOW - each.at) / DAY for each in events.history(conn)]
+
+
+def test_old_events_go_with_their_exchanges_and_by_themselves(ten: sqlite3.Connection) -> None:
+    for n in range(10):
+        events.note_chat(ten, interactions.get(ten, f"i_{n}"))
+    events.add(ten, [events.New(NOW - n * DAY, "walk", "dog", "", 0, "maps") for n in range(2, 12, 2)], now=NOW)
+    feedback.set_thumb(ten, "i_0", 1)
+    feedback.set_thumb(ten, "i_9", 1)
+    events.map_event(ten, "walk", "sport", at=0.0)
+    # The exchanges that are 9 to 6 days old, with their events, then the event of i_0 and two walks.
+    assert [expiry.expire(ten, 0, 5.0, NOW, limit=3) for _ in range(4)] == [6, 2, 0, 0]
+    assert placed(ten) == [5.0, 4.0, 4.0, 3.0, 2.0, 2.0, 1.0]
+    assert events.known(ten) == {"walk": "sport"}
+    assert left(ten) == "056789"
+
+
+def test_of_too_many_events_the_oldest_go(conn: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expiry, "KEPT_EVENTS", 4)
+    events.add(conn, [events.New(NOW - n * DAY, "walk", "dog", "", 0, "maps") for n in (3, 1, 0, 5, 2, 4, 6)], now=NOW)
+    assert [expiry.expire(conn, 0, 0.0, NOW, limit=2) for _ in range(3)] == [2, 1, 0]
+    assert placed(conn) == [3.0, 2.0, 1.0, 0.0]

@@ -16,6 +16,7 @@ from edgepd_profiles import (
     apps,
     decisions,
     demand,
+    events,
     facts,
     feedback,
     forgetting,
@@ -24,6 +25,7 @@ from edgepd_profiles import (
     profile,
     registry,
     scrubbing,
+    students,
     usage,
 )
 from edgepd_profiles.byte_search import search_files
@@ -80,7 +82,7 @@ def test_ids_are_forgotten_and_unknown_ones_refused(conn: sqlite3.Connection, lo
     receipt = forget(conn, Selector(ids=("i_3", "i_1#2")))
     assert receipt.counts == {
         "interactions": 2, "carried_along": 0, "facts": 0, "suggestions": 0, "surveys": 0, "edits": 0,
-        "generations": 0,
+        "events": 0, "mapped_events": 0, "generations": 0, "students": 0,
     }  # fmt: skip
     assert left(conn) == ["i_2"]
 
@@ -312,18 +314,26 @@ def test_everything_leaves_settings_and_empty_tables(conn: sqlite3.Connection, l
     decisions.note(conn, 1.0, "wait", None, "busy", "a question is being answered")
     demand.judged(conn, "live", 1)
     usage.add(conn, "2026-03-28", 60.0, 30.0, 0.0)
+    events.note_chat(conn, interactions.get(conn, "i_1"))
+    events.add(conn, [events.New(3.0, "zeppelin:land", "zeppelin", "zeppelin", 0, "")], now=3.0)
+    events.map_event(conn, "zeppelin:land", "zeppelin trips")
+    conn.execute("INSERT INTO chats_to_take VALUES (1, 1, 1)")
+    students.activate(conn, students.add(conn, file="s.npz", sha256="00", seq=2, scores={"nll": 1.5}).id)
     apps.change(conn, "mail", stored=False)
     receipt = forget(conn, Selector(everything=True))
     assert receipt.counts == {
-        "interactions": 1, "carried_along": 0, "facts": 1, "suggestions": 0, "surveys": 1, "edits": 1, "generations": 1,
+        "interactions": 1, "carried_along": 0, "facts": 1, "suggestions": 0, "surveys": 1, "edits": 1,
+        "events": 2, "mapped_events": 1, "generations": 1, "students": 1,
     }  # fmt: skip
     assert (receipt.generations, receipt.retraining, forgetting.wanted(conn)) == ([made], False, [])
     assert registry.active(conn, BASE).kind == "base"
     assert not apps.get(conn, "mail").stored
     assert usage.today(conn, "2026-03-28").at_work_s == 60.0, "forgetting must not make room in the budget of the day"
     assert demand.newest(conn) > 1, "what comes must be new to what was judged before"
+    assert events.newest_seq(conn) == 2, "the same holds for events"
+    assert [s.state for s in students.listing(conn)] == ["stale"]
     kept = {"_sqlite_migrations", "apps", "generations", "activations", "receipts"}
-    kept |= {"feedback_clock", "learned_marks", "training_days"}  # numbers only
+    kept |= {"feedback_clock", "learned_marks", "training_days", "intent_students"}  # numbers only
     for (table,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND sql IS NOT NULL").fetchall():
         if table not in kept and not table.startswith(("interaction_search", "sqlite_")):
             assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table

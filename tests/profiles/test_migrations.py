@@ -7,7 +7,7 @@ import pytest
 from sqlite_utils import Database
 
 from edgepd.errors import StoreError
-from edgepd_profiles import demand, feedback, health, interactions, migrations, registry, runs
+from edgepd_profiles import demand, events, feedback, health, interactions, migrations, registry, runs
 from edgepd_profiles.store import Store
 
 # What the steps did when they were released, one after another, each with some rows. Never edit: profiles that people
@@ -275,6 +275,58 @@ CREATE TABLE wanted_runs (
 INSERT INTO facts VALUES (1, '', 'I live in Ulm.', 8.0);
 INSERT INTO wanted_runs VALUES ('live', 'generation 2 was taught what has been forgotten since', 9.0);
 """
+M007 = """
+ALTER TABLE feedback ADD COLUMN seq INTEGER NOT NULL DEFAULT 0;
+UPDATE feedback SET seq = o.seq
+FROM (SELECT rowid AS row, row_number() OVER (ORDER BY at, rowid) AS seq FROM feedback) AS o
+WHERE feedback.rowid = o.row;
+CREATE TABLE feedback_clock (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    tick INTEGER NOT NULL
+) STRICT;
+INSERT INTO feedback_clock (one, tick) SELECT 1, count(*) FROM feedback;
+CREATE TRIGGER feedback_given AFTER INSERT ON feedback BEGIN
+    UPDATE feedback_clock SET tick = tick + 1;
+    UPDATE feedback SET seq = (SELECT tick FROM feedback_clock) WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER feedback_changed AFTER UPDATE OF interaction, kind, value, text, source, at ON feedback BEGIN
+    UPDATE feedback_clock SET tick = tick + 1;
+    UPDATE feedback SET seq = (SELECT tick FROM feedback_clock) WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER feedback_removed AFTER DELETE ON feedback BEGIN
+    UPDATE feedback_clock SET tick = tick + 1;
+END;
+CREATE INDEX feedback_teaching ON feedback (seq)
+    WHERE kind IN ('edit', 'preferred', 'thumb') OR kind = 'rating' AND value != 3;
+CREATE TABLE learned_marks (
+    kind TEXT NOT NULL PRIMARY KEY,
+    seq INTEGER NOT NULL
+) STRICT;
+INSERT INTO learned_marks (kind, seq)
+SELECT r.kind, (SELECT coalesce(max(f.seq), 0) FROM feedback AS f WHERE f.at <= r.started_at)
+FROM (SELECT kind, started_at, max(id) FROM runs WHERE state IN ('promoted', 'rejected') GROUP BY kind) AS r;
+CREATE TABLE due_since (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    at REAL NOT NULL
+) STRICT;
+CREATE TABLE training_days (
+    day TEXT NOT NULL PRIMARY KEY,
+    at_work_s REAL NOT NULL DEFAULT 0,
+    cpu_s REAL NOT NULL DEFAULT 0,
+    asked_s REAL NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    action TEXT NOT NULL,
+    kind TEXT,
+    constraint_name TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+ALTER TABLE runs ADD COLUMN stopped_by TEXT;
+UPDATE runs SET stopped_by = 'edgepd' WHERE state = 'interrupted';
+INSERT INTO learned_marks VALUES ('live', 1);
+"""
 RELEASED = {
     "m001_interactions": M001,
     "m002_feedback": M002,
@@ -282,6 +334,7 @@ RELEASED = {
     "m004_kind": M004,
     "m005_health": M005,
     "m006_profile": M006,
+    "m007_living": M007,
 }
 
 
@@ -318,7 +371,7 @@ def matches(conn: sqlite3.Connection, words: str) -> list[int]:
     return [seq for (seq,) in rows]
 
 
-@pytest.mark.parametrize("steps", range(1, 7))
+@pytest.mark.parametrize("steps", range(1, 8))
 def test_a_profile_of_every_earlier_step_is_migrated(tmp_path: Path, steps: int) -> None:
     path = profile_of(tmp_path, steps)
     with Store.open(path) as store:
@@ -334,6 +387,8 @@ def test_a_profile_of_every_earlier_step_is_migrated(tmp_path: Path, steps: int)
             given = [each.text for each in feedback.of(conn, "i_old")]
             assert given == (["Hello, you."] if steps >= 2 else [])
             assert [g.id for g in registry.listing(conn, "aa")] == ([1, 2] if steps >= 3 else [])
+            assert conn.execute("SELECT next, last FROM chats_to_take").fetchall() == [(1, 4)]
+            assert events.newest_seq(conn) == 0, "the machine's time zone is no part of a migration"
         store.write(check_search).result()
         store.write(lambda conn: conn.execute("DELETE FROM interactions WHERE seq IN (1, 4)").close()).result()
         store.write(check_search).result()
@@ -379,6 +434,48 @@ def test_old_feedback_is_numbered_by_its_time_and_what_old_runs_judged_is_known(
         with store.read() as conn:
             assert conn.execute("SELECT seq FROM feedback WHERE interaction = 'i_old'").fetchall() == [(6,)]
             assert demand.measure(conn, 0.5) == (2.0, 2.0)
+
+
+def test_old_chats_become_events_where_the_user_was_and_only_chats_of_apps_that_are_stored(tmp_path: Path) -> None:
+    path = profile_of(tmp_path, 7)
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        INSERT INTO apps VALUES ('mail', 0, 0, 1);
+        UPDATE interactions SET kind = 'tools' WHERE id = 'i_none';
+        INSERT INTO interactions (seq, id, conversation, created_at, app, model, generation, messages, response, state,
+            prompt_tokens, completion_tokens, prompt)
+        VALUES (9, 'i_again', 'c9', 2.0, '', 'm', 1, '[]', '', 'done', 0, 0, 'Which zebra is this?');
+        """
+    )
+    old.commit()
+    old.close()
+    with Store.open(path) as store:
+        taken = [store.write(lambda c: events.take_chats(c, 2, offset=lambda at: int(at) * 60)).result() for _ in "123"]
+        assert taken == [2, 2, 0], "i_killed came from an app that is not stored, and i_again is the same question"
+        with store.read() as conn:
+            assert events.history(conn) == [
+                events.Stored(1.0, "chat:", "cli", "", 60, "cli", "i_old", 1),
+                events.Stored(2.0, "chat:zebra", "chat", "", 120, "", "i_parts", 2),
+            ]
+            assert conn.execute("SELECT count(*) FROM chats_to_take").fetchone() == (0,)
+            assert (demand.intent_events(conn), demand.measure(conn, 0.5)) == (2, (0.0, 1.0))
+
+
+def test_the_newest_chats_are_taken_and_none_is_waited_for_in_an_empty_profile(tmp_path: Path) -> None:
+    path = profile_of(tmp_path, 7)
+    old = sqlite3.connect(path)
+    insert = """
+        INSERT INTO interactions (seq, id, conversation, created_at, app, model, generation, messages, response, state,
+            prompt_tokens, completion_tokens, kind) VALUES (?, ?, '', 1.0, '', 'm', 1, '[]', '', 'done', 0, 0, ?)
+    """
+    old.executemany(insert, ((n, f"i_{n}", "chat" if n % 2 else "tools") for n in range(5, 12_006)))
+    old.commit()
+    old.close()
+    with Store.open(path) as store, store.read() as conn:
+        assert conn.execute("SELECT next, last FROM chats_to_take").fetchone() == (2007, 12_005)
+    with Store.open(tmp_path / "new.db") as store, store.read() as conn:
+        assert conn.execute("SELECT count(*) FROM chats_to_take").fetchone() == (0,)
 
 
 def test_half_a_character_in_an_old_message_does_not_stop_the_migration(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepd_profiles import apps, examples, facts, feedback, interactions, migrations, portable, profile
+from edgepd_profiles import apps, events, examples, facts, feedback, interactions, migrations, portable, profile
 from edgepd_profiles.feedback_kinds import KINDS
 from edgepd_profiles.interactions import FINAL_STATES, Interaction
 
@@ -203,6 +203,18 @@ def test_lines_of_other_programs_are_accepted_answers(conn: sqlite3.Connection) 
         (line("x", "y", edgepd={"id": "i_1", "response": "y", "feedback": [{"kind": "edit"}] * 2}), "same kind twice"),
         ('{"edgepd": {"fact": ""}}', "the fact is empty"),
         ('{"edgepd": {"fact": 3}}', "the fact is missing or not a text"),
+        ('{"edgepd": {"event": ""}}', "the event is empty"),
+        ('{"edgepd": {"event": 3}}', "the event is missing or not a text"),
+        ('{"edgepd": {"event": "a", "intent": null}}', "the intent is missing or not a text"),
+        ('{"edgepd": {"event": "a", "context": "b\\n"}}', "the context has the character U+000A"),
+        ('{"edgepd": {"event": "a", "at": 1e12}}', "a time is not between"),
+        ('{"edgepd": {"event": "a", "at": 9e10}}', "hours from now"),
+        ('{"edgepd": {"event": "a", "utc_offset_s": 1.5}}', "the UTC offset of the event is not a whole number"),
+        ('{"edgepd": {"event": "a", "utc_offset_s": 99999}}', "the UTC offset is 99999 s"),
+        ('{"edgepd": {"event": "a", "interaction": "a#1"}}', "the interaction of the event is no id"),
+        ('{"edgepd": {"event": "a", "interaction": "i_404"}}', "an exchange of its app that is not there"),
+        ('{"edgepd": {"mapped": "a"}}', "the intent is missing or not a text"),
+        ('{"edgepd": {"mapped": "a", "intent": ""}}', "the intent is empty"),
     ],
 )  # fmt: skip
 def test_a_line_that_cannot_be_used_is_refused_alone(conn: sqlite3.Connection, text: str, reason: str) -> None:
@@ -229,3 +241,52 @@ def test_an_id_that_is_known_is_left_as_it_is(conn: sqlite3.Connection, log: Log
     assert portable.import_lines(conn, [other]).known == 1
     assert interactions.get(conn, "i_1").response == "Blue."
     assert feedback.of(conn, "i_1") == []
+
+
+def test_events_and_the_map_come_back(conn: sqlite3.Connection, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "EVENTS_BATCH", 2)
+    events.add(conn, [events.New(9.0 - n, f"walk {n}", "dog", "rain" * n, 3600, "maps") for n in range(5)], now=9.0)
+    events.note_chat(conn, log("i_1", app="mail"))
+    events.note_chat(conn, log("i_2", app="mail", state="streaming", created_at=5000.0))
+    events.map_event(conn, "walk 1", "sport", at=7.0)
+    lines = exported(conn)
+    assert [json.loads(text)["edgepd"] for text in lines[1:2] + lines[-2:]] == [
+        {
+            "event": "walk 0", "intent": "dog", "context": "", "at": 9.0, "utc_offset_s": 3600, "app": "maps",
+            "interaction": None,
+        },
+        {
+            "event": "chat:name", "intent": "mail", "context": "", "at": 1000.0,
+            "utc_offset_s": events.local_offset(1000.0), "app": "mail", "interaction": "i_1",
+        },
+        {"mapped": "walk 1", "intent": "sport", "at": 7.0},
+    ]  # fmt: skip
+    other = empty()
+    assert portable.import_lines(other, lines) == portable.Imported(1, 0, 0, [], events=6, mapped=1)
+    assert exported(other) == lines
+    assert [each.intent for each in events.history(other)] == ["dog", "dog", "dog", "sport", "dog", "mail"]
+    changes = other.total_changes
+    assert portable.import_lines(other, lines) == portable.Imported(0, 8, 0, [])
+    assert other.total_changes == changes
+    other.execute("DELETE FROM interactions")
+    assert len(events.history(other)) == 5
+    other.close()
+
+
+def test_an_app_takes_out_its_own_events_and_brings_no_map(conn: sqlite3.Connection, log: Log) -> None:
+    events.add(conn, [events.New(1.0, "walk", "dog", "", 0, app) for app in ("maps", "mail", "")], now=9.0)
+    events.map_event(conn, "walk", "sport")
+    mapped = exported(conn)[-1]
+    lines = exported(conn, "mail")
+    assert [json.loads(text)["edgepd"]["app"] for text in lines] == ["mail", ""]
+    log("i_1", app="mail")
+    chat = json.dumps({"edgepd": {"event": "chat:", "at": 1.0, "app": "mail", "interaction": "i_1"}})
+    result = portable.import_lines(conn, [*lines, mapped, chat], app="notes")
+    assert (result.events, result.known, result.mapped) == (1, 1, 0)
+    assert [why for _, why in result.refused] == [
+        "the map of events is the user's, not that of an app",
+        "the event belongs to an exchange of its app that is not there",
+    ]
+    events.map_event(conn, "walk", "work")
+    assert portable.import_lines(conn, [mapped]).known == 1
+    assert events.known(conn) == {"walk": "work"}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepd.errors import StoreError
-from edgepd_profiles import backup, damage, feedback, health, interactions, registry, rescue
+from edgepd_profiles import backup, damage, events, feedback, health, interactions, registry, rescue
 from edgepd_profiles.backup import Backup, directory_of
 from edgepd_profiles.interactions import Interaction
 
@@ -64,6 +64,12 @@ def ids(path: Path) -> list[str]:
 
 def numbered(*numbers: int) -> list[str]:
     return [f"i_{n:04}" for n in numbers]
+
+
+def told(path: Path, at: float) -> None:
+    """Store an event."""
+    with rescue.open_profile(path, now=NOW).store as store:
+        store.write(lambda c: events.add(c, [events.New(at, "walk", "dog", "", 0, "maps")], now=NOW)).result()
 
 
 def spoil_header(path: Path) -> None:
@@ -353,3 +359,32 @@ def test_a_backup_is_due_whatever_the_clock_was_before(ages: tuple[float, ...], 
     made = [Backup(Path("b"), NOW - age * DAY, 1) for age in ages]
     assert rescue.backup_due(made, 1.0, NOW) is due
     assert rescue.backup_due(made, 0.0, NOW) is False
+
+
+def test_newer_events_and_the_map_are_carried_over(path: Path) -> None:
+    add(path, 1, 1)
+    told(path, 1.0)
+    back_up(path, NOW - DAY)
+    told(path, 2.0)
+    add(path, 2, 3)
+    with rescue.open_profile(path, now=NOW).store as store:
+        store.write(lambda c: events.note_chat(c, exchange(2))).result()
+        store.write(lambda c: events.map_event(c, "walk", "sport", at=3.0)).result()
+        # Of this exchange nothing can be read, so that its event has nothing to belong to.
+        store.write(lambda c: events.note_chat(c, exchange(3))).result()
+        store.write(lambda c: c.execute("UPDATE interactions SET messages = '{' WHERE id = 'i_0003'").close()).result()
+    with closing(sqlite3.connect(path)) as conn:  # a table that salvaging does not look into
+        conn.execute("PRAGMA journal_mode = DELETE")
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'generations'").fetchone()
+        (size,) = conn.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    unclean(path)
+    with rescue.open_profile(path, now=NOW).store as store, store.read() as conn:
+        assert [(each.at, each.intent, each.interaction) for each in events.history(conn)] == [
+            (1.0, "sport", None), (2.0, "sport", None), (1002.0, "cli", "i_0002"),
+        ]  # fmt: skip
+    rescued = rescue.last(path)
+    assert rescued is not None
+    assert (rescued.salvaged, rescued.unreadable) == (1, 1)

@@ -13,6 +13,7 @@ from edgepd.settings import Serve
 from edgepd_daemon.api import (
     budget,
     errors,
+    events,
     facts,
     feedback,
     generations,
@@ -34,7 +35,7 @@ def create_app(services: Services | None) -> FastAPI:
     """Return the application. Without services it can only describe itself."""
     app = FastAPI(title="edgepd", version=__version__, docs_url=None, redoc_url=None)
     app.state.services = services
-    for part in (openai, ollama, own, feedback, profile, facts, privacy, generations, budget, health):
+    for part in (openai, ollama, own, feedback, profile, facts, events, privacy, generations, budget, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(JsonBodies)

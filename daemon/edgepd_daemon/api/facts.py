@@ -1,4 +1,4 @@
-"""The routes of what is told and proposed: facts, recall, and suggestions for the next question."""
+"""The routes of what is told and proposed: facts, recall, and suggestions of what to ask and to do next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
 from edgepd_daemon.api.privacy import forgotten
-from edgepd_daemon.api.viewing import App
+from edgepd_daemon.api.viewing import App, MomentQuery
 from edgepd_profiles import facts, interactions, suggestions
 from edgepd_profiles.forgetting import Selector
 from edgepd_profiles.suggestions import Suggestion
@@ -73,14 +73,24 @@ def search_known(
 
 
 @router.get("/suggestions")
-async def suggest(services: Access, limit: Annotated[int, Query(ge=1, le=20)] = 3, app: App = None) -> dict[str, Any]:
-    """Propose what to ask next. What is returned counts as shown."""
+async def suggest(
+    services: Access, limit: Annotated[int, Query(ge=1, le=20)] = 3, app: App = None, at: MomentQuery = None
+) -> dict[str, Any]:
+    """Propose what to ask next, and rank what is likely to be done next, now or `at` another time.
+
+    A question that is returned counts as shown. `next` is empty without a history, and while `predicting` is false.
+    """
 
     def write(conn: sqlite3.Connection) -> list[Suggestion]:
         return suggestions.suggest(conn, app or "", limit, time.time(), app)
 
     found = await asyncio.wrap_future(services.store.write(write))
-    return {"suggestions": [{"id": s.id, "text": s.text, "reason": s.reason} for s in found]}
+    likely = await asyncio.to_thread(services.foresight.ranked, app, limit, at)
+    return {
+        "suggestions": [{"id": s.id, "text": s.text, "reason": s.reason} for s in found],
+        "next": [{"intent": n.intent, "probability": n.probability, "reason": n.reason, "app": n.app} for n in likely],
+        "predicting": services.settings.intent.enabled,
+    }
 
 
 @router.post("/suggestions/{suggestion}")

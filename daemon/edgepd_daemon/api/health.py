@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd import __version__
 from edgepd_daemon import reload
+from edgepd_daemon.api import prediction
 from edgepd_daemon.api.access import Access
 from edgepd_daemon.api.budget import View, brief, summary
 from edgepd_daemon.cores import physical_cores
@@ -93,6 +94,8 @@ def metrics(services: Access, budget: View) -> Response:
         progress=services.trainer.progress,
         budget=budget,
         runs={**dict.fromkeys(runs.FINAL_STATES, 0), **dict(ended)},
+        predicted=services.foresight.predicted(),
+        warmings=services.warmer.warmings,
     )
     return Response(services.metrics.render(snapshot), media_type=CONTENT_TYPE)
 
@@ -115,11 +118,13 @@ async def adjust_serving(body: ServingRequest, services: Access) -> dict[str, An
 def status(services: Access, budget: View) -> dict[str, Any]:
     """Show what the daemon is doing, and what is wrong."""
     generations, version = services.generations, services.generations.current
+    predicted = services.foresight.predicted()
     with services.store.read() as conn:
         learnable = examples.training_examples(conn, services.settings.train.accepted_weight)
         counts = feedback.counts(conn)
         stored = conn.execute("SELECT count(*) FROM interactions").fetchone()[0]
         last = runs.runs(conn, 1)
+        foreseen = prediction.described(services, conn, predicted)
     serving = generations.get(version.generation)
     return {
         "version": __version__,
@@ -142,6 +147,7 @@ def status(services: Access, budget: View) -> dict[str, Any]:
             "run": asdict(last[0]) if last else None,
             "progress": progress_fields(services.trainer.progress),
         },
+        "prediction": foreseen,
         "budget": summary(budget),
         "memory": _memory(),
         "needs_restart": list(services.needs_restart),
@@ -153,11 +159,13 @@ def status(services: Access, budget: View) -> dict[str, Any]:
 def activity(services: Access, budget: View) -> dict[str, Any]:
     """Show what is going on right now: a part of the status that is cheap enough to be asked for all the time."""
     engine, base, serving = services.engine.status(), services.generations.base, services.generations.current.generation
+    predicted = services.foresight.predicted()
     with services.store.read() as conn:
         last = runs.runs(conn, 2)
         (kind,) = conn.execute("SELECT kind FROM generations WHERE id = ?", (serving,)).fetchone()
         generations = recent.generations(conn, base.sha256)
         given = recent.feedback(conn)
+        foreseen = prediction.described(services, conn, predicted)
     going_on = last[0] if last and last[0].state == "running" else None
     ended = next((run for run in last if run.state != "running"), None)
     names = ("state", "loading_percent", "active", "queued", "slots", "tokens_generated")
@@ -171,6 +179,7 @@ def activity(services: Access, budget: View) -> dict[str, Any]:
             "last": asdict(ended) if ended else None,
         },
         "curve": thinned(services.trainer.curve) if going_on else [],
+        "prediction": foreseen,
         "budget": brief(services, budget),
         "generations": generations,
         "feedback": given,

@@ -25,10 +25,13 @@ Number = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of a run or a generation; 
 
 
 class TrainingRequest(BaseModel):
-    """What to train: `live` is the fast path, on top of what serves now; `baked` the normal one, from the base."""
+    """What to train: `live` is the fast path, on top of what serves now; `baked` the normal one, from the base.
+
+    `intent` tunes the model of what comes next to the events.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["live", "baked"] = "live"
+    kind: Literal["live", "baked", "intent"] = "live"
 
 
 @router.get("/edgepd/v1/interactions")

@@ -83,7 +83,7 @@ def export(services: Access, app: App = None) -> StreamingResponse:
 
 @router.post("/import")
 async def import_lines(body: ImportRequest, services: Access) -> dict[str, Any]:
-    """Take in exchanges and facts. What is known already is not taken twice; what cannot be used is named."""
+    """Take in exchanges, facts and events. What is known already is not taken twice; what cannot be used is named."""
     done = await asyncio.wrap_future(
         services.store.write(lambda conn: portable.import_lines(conn, body.lines, app=body.app))
     )
@@ -91,6 +91,8 @@ async def import_lines(body: ImportRequest, services: Access) -> dict[str, Any]:
         "added": done.added,
         "known": done.known,
         "facts": done.facts,
+        "events": done.events,
+        "mapped_events": done.mapped,
         "refused": [{"line": line, "reason": reason} for line, reason in done.refused],
     }
 
@@ -113,7 +115,8 @@ async def forgotten(services: Services, selector: Selector, app: str | None, *, 
     """Forget, and return the receipt as the API shows it."""
     forgetter = services.forgetter
     done = await (forgetter.would(selector, app) if dry_run else forgetter.forget(selector, app))
-    services.supervisor.look_soon()
+    if not dry_run:
+        services.supervisor.forgotten(everything=selector.everything and app is None)
     return {"receipt": asdict(done.receipt) | {"active": done.active}, "dry_run": dry_run}
 
 

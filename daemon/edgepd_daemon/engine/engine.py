@@ -23,7 +23,17 @@ from edgepd.errors import BusyError, ContextOverflowError, ModelError, RequestEr
 from edgepd_daemon.engine.hosts import Hosts
 from edgepd_daemon.engine.loop import EngineLoop, load_adapter
 from edgepd_daemon.engine.saved import SavedStates
-from edgepd_daemon.engine.types import Counters, EngineSizes, EngineStatus, LoadedModel, Request, Version
+from edgepd_daemon.engine.types import (
+    Counters,
+    EngineSizes,
+    EngineStatus,
+    Event,
+    Failed,
+    Finished,
+    LoadedModel,
+    Request,
+    Version,
+)
 from edgepd_daemon.tools.format import ToolFormat, tool_format
 
 if TYPE_CHECKING:
@@ -112,12 +122,7 @@ class Engine:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests whose version was prepared: all, or none. Raises BusyError or ContextOverflowError."""
         self.on_submit()
-        longest = max((len(r.prompt) for r in requests), default=0)
-        if longest >= self.context_tokens:
-            raise ContextOverflowError(
-                f"the prompt has {longest} tokens, but the context window holds {self.context_tokens} "
-                "with at least one for the answer; shorten the conversation or raise serve.context_tokens"
-            )
+        self._check_length(max((len(r.prompt) for r in requests), default=0))
         with self._lock:
             # A batch of requests that is larger than the whole queue may still come when nobody waits.
             if self._queued and self._queued + len(requests) > self.max_queue:
@@ -126,10 +131,37 @@ class Engine:
         submitted = time.monotonic()
 
         def push() -> None:
+            self._loop.end_background()
             for request in requests:
                 self._loop.waiting.push(request, submitted)
 
         self._post(push)
+        self._interrupt_background()
+
+    def warm(self, version: Version, prompt: list[int], read_at: float) -> Future[Finished | None]:
+        """Compute the beginning of a prompt that may be wanted, while nobody asks anything; it is no use of the model.
+
+        `read_at` is the monotonic time from which on what it is made of was read. The future gets how it ended:
+        `length` if it is all there now, `cancelled` if somebody asked something; or None if it was not begun, because
+        there is something else to do, it is there already, no slot can be spared, or something was forgotten since.
+        An engine that fails at it gives its EdgepdError. Raises ContextOverflowError, or ModelError once stopped.
+        """
+        self._check_length(len(prompt))
+        done: Future[Finished | None] = Future()
+        done.set_running_or_notify_cancel()  # whoever stops waiting for it must not make the engine's thread stumble
+
+        def emit(event: Event) -> None:
+            if isinstance(event, Failed):
+                done.set_exception(event.error)
+            elif isinstance(event, Finished):
+                done.set_result(event)
+
+        def begin() -> None:
+            if not self._loop.warm(Request(prompt, version, 1, emit, persist=False, background=True), read_at):
+                done.set_result(None)
+
+        self._post(begin)
+        return done
 
     def cancel(self, request: Request) -> None:
         """End a request early, in its prefill too; it gets `Finished("cancelled")` unless it has ended already."""
@@ -148,6 +180,8 @@ class Engine:
         the calling thread, only the adapter on the engine's. Raises ModelError or AdapterError; then nothing has
         changed.
         """
+        self._post(self._loop.end_background)
+        self._interrupt_background()
         with self._loading:
             if self._call(lambda: self._touch(version, keep_alive)):
                 return
@@ -268,6 +302,7 @@ class Engine:
         future: Future[list[npt.NDArray[np.float32]]] = Future()
 
         def push() -> None:
+            self._loop.end_background()
             host = self._hosts.get(version.model)
             if host is None:
                 future.set_exception(BusyError("the model was unloaded just now; try again"))
@@ -275,6 +310,7 @@ class Engine:
                 host.embed(inputs, future, keep_alive, observe)
 
         self._post(push)
+        self._interrupt_background()
         return future
 
     def status(self) -> EngineStatus:
@@ -287,7 +323,7 @@ class Engine:
             state=self._state(bool(hosts), loading),
             loading_percent=loading,
             queued=self._queued,
-            active=sum(len(h.slots) - h.free_slots() for h in hosts),
+            active=sum(a is not None and not a.request.background for h in hosts for a in [s.answer for s in h.slots]),
             slots=self.slots,
             threads=self._hosts.sizes.threads,
             versions_in_use=sorted({v.generation for v in versions}),
@@ -306,7 +342,7 @@ class Engine:
         if self._closed:
             raise ModelError(STOPPED)
         if host := self._hosts.get(version.model):
-            host.used_at = time.monotonic()
+            host.touched_at = time.monotonic()
         return self._hosts.using(version.model)
 
     def _touch(self, version: Version, keep_alive: float | None) -> bool:
@@ -319,6 +355,19 @@ class Engine:
         if keep_alive is not None:
             host.keep_alive = keep_alive
         return True
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.context_tokens:
+            raise ContextOverflowError(
+                f"the prompt has {tokens} tokens, but the context window holds {self.context_tokens} "
+                "with at least one for the answer; shorten the conversation or raise serve.context_tokens"
+            )
+
+    def _interrupt_background(self) -> None:
+        """Stop the batch of a prompt that nobody waits for. After the command that ends it, as in `cancel`."""
+        for host in self._hosts.all():
+            if host.warms():
+                host.interrupt()
 
     def _left_queue(self) -> None:
         with self._lock:

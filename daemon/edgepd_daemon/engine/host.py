@@ -23,7 +23,7 @@ from edgepd_daemon.engine.embedder import Embedder, EmbedJob, Vector
 from edgepd_daemon.engine.governor import Governor
 from edgepd_daemon.engine.sampler import NO_TOKEN, Sampler, score
 from edgepd_daemon.engine.saved import SavedStates
-from edgepd_daemon.engine.slots import Answer, Slot, place
+from edgepd_daemon.engine.slots import Answer, Place, Slot, place, place_ahead
 from edgepd_daemon.engine.text import TextStream
 from edgepd_daemon.engine.types import Counters, EngineSizes, Event, Failed, Finished, Request, Text, Version
 
@@ -65,7 +65,7 @@ class ModelHost:
         self.adapters: dict[Path, LoraAdapter] = {}
         self._adapter_used_at: dict[Path, float] = {}
         self.keep_alive: float | None = None  # what the last request asked for, in seconds
-        self.used_at = time.monotonic()
+        self.used_at = self.touched_at = time.monotonic()  # by a request; by anybody who needs its tokenizer
         self._counters = counters
         self._governor = Governor(sizes.threads)
         self._threads = sizes.threads  # that the context uses
@@ -103,7 +103,29 @@ class ModelHost:
             request.emit(Failed(error))
             return
         sampler.prime(request.prompt)
-        chosen = place(self.slots, request)
+        self._start(request, sampler, submitted, place(self.slots, request))
+        self.keep_alive = request.keep_alive
+
+    def warm(self, request: Request) -> bool:
+        """Begin to compute a prompt that nobody waits for; return False if it is there, or no slot can be spared."""
+        now = time.monotonic()
+        chosen = place_ahead(self.slots, request, now)
+        if chosen is None:
+            return False
+        self._start(request, Sampler(request.sampling, self.model, None), now, chosen)
+        return True
+
+    def warms(self) -> bool:
+        """Whether a prompt that nobody waits for is being computed. Any thread."""
+        return any(_in_background(s.answer) for s in self.slots)
+
+    def end_background(self) -> None:
+        """End what nobody waits for; what was computed of it stays."""
+        for slot in self.slots:
+            if _in_background(slot.answer):
+                self.end(slot, "cancelled")
+
+    def _start(self, request: Request, sampler: Sampler, submitted: float, chosen: Place) -> None:
         slot = chosen.slot
         slot.version = request.version
         slot.private = not request.persist
@@ -116,9 +138,10 @@ class ModelHost:
             admitted=time.monotonic(),
             cached_tokens=0,
             history=list(request.prompt),
+            ahead=slot.ahead,
         )
+        slot.ahead = request.background
         self._fill(slot, chosen.source, chosen.cached)
-        self.keep_alive = request.keep_alive
 
     def _fill(self, slot: Slot, source: Slot | None, cached: int) -> None:
         """Make the slot's cache hold the first `cached` tokens of its answer's history, copied from `source`."""
@@ -142,7 +165,8 @@ class ModelHost:
         slots = [s for s in self.slots if s.answer and s.answer.request.version == version]
         self._copy_awaited(slots)
         entries, outputs = self._gather([s for s in slots if s.awaits is None])
-        self.used_at = time.monotonic()
+        if not all(_in_background(s.answer) for s in slots):
+            self.used_at = time.monotonic()
         if not entries:
             return
         if not self._decode(entries, only_decoding=len(outputs) == len(entries)):
@@ -151,6 +175,9 @@ class ModelHost:
             return
         for entry in entries:
             self.slots[entry.sequence].tokens.append(entry.token)
+        for slot in slots:
+            if slot.answer and _in_background(slot.answer) and len(slot.tokens) == len(slot.answer.history):
+                self.end(slot, "length")
         # All tokens are drawn before any is told: a listener that wakes up would take the interpreter lock in between.
         drawn = [
             (slot, index, slot.answer.sampler.sample(self.context, index)) for slot, index in outputs if slot.answer
@@ -205,7 +232,9 @@ class ModelHost:
             # the time when somebody is reading: a long prompt must not make the others' text stutter.
             room = self.context.batch_tokens - len(entries)
             if slot in prefilling:
-                room = min(room, max(1, self._prefill_room(bool(decoding)) // len(prefilling)))
+                # In small pieces too if nobody waits for it: what is interrupted is lost, and somebody may come.
+                share = self._prefill_room(bool(decoding) or _in_background(slot.answer))
+                room = min(room, max(1, share // len(prefilling)))
             taken = _next_entries(slot, room)
             entries += taken
             if taken and taken[-1].wants_output:
@@ -281,11 +310,13 @@ class ModelHost:
     def _vacate(self, slot: Slot, event: Event) -> None:
         answer = slot.answer
         slot.answer = slot.awaits = None
-        slot.used_at = self.used_at = time.monotonic()
+        if not _in_background(answer):
+            slot.used_at = self.used_at = time.monotonic()
         if answer is not None:
             answer.sampler.close()
-            self._counters.prompt_tokens += len(answer.request.prompt)
-            self._counters.cached_tokens += answer.cached_tokens
+            if not _in_background(answer):
+                self._counters.prompt_tokens += len(answer.request.prompt)
+                self._counters.cached_tokens += answer.cached_tokens
             answer.request.emit(event)
 
     def save_states(self, saved: SavedStates) -> None:
@@ -362,7 +393,12 @@ def _next_entries(slot: Slot, room: int) -> list[Entry]:
         return []
     history, at = slot.answer.history, len(slot.tokens)
     end = min(at + room, len(history))
-    return [Entry(history[i], i, slot.index, i == len(history) - 1) for i in range(at, end)]
+    last = None if _in_background(slot.answer) else len(history) - 1  # whose logits give the first token
+    return [Entry(history[i], i, slot.index, i == last) for i in range(at, end)]
+
+
+def _in_background(answer: Answer | None) -> bool:
+    return answer is not None and answer.request.background
 
 
 def _emit_text(answer: Answer, text: str, *, last: bool = False) -> None:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 IDLE_CLOSE_SECONDS = 30.0  # a model that is not the active one is closed after this long without a request
 GRACE_SECONDS = 2.0  # a model that was just made ready for a request is not closed before it can arrive
 LONGEST_SLEEP_SECONDS = 5.0
+TOKENIZING_SECONDS = 30.0  # the same at most for one whose tokenizer was used, which is not yet a use of the model
 UNLOADED = "the model was unloaded just now; try again"
 
 
@@ -133,6 +134,20 @@ class EngineLoop:
         host = self.hosts.get(request.version.model)
         return host is None or host.free_slots() > 0
 
+    def warm(self, request: Request, read_at: float) -> bool:
+        """Begin to compute a prompt that nobody waits for, if there is nothing else to do; return whether it began."""
+        hosts = self.hosts.all()
+        busy = bool(self.waiting) or any(h.active_versions() or h.embedder.busy for h in hosts)
+        host = self.hosts.get(request.version.model)
+        if read_at <= self._forgot_at:  # its text may have been forgotten since
+            return False
+        return host is not None and not busy and self.is_prepared(request.version) and host.warm(request)
+
+    def end_background(self) -> None:
+        """Make way for somebody who asks something."""
+        for host in self.hosts.all():
+            host.end_background()
+
     def is_prepared(self, version: Version) -> bool:
         """Whether a request of this version could be admitted now. Any thread."""
         host = self.hosts.get(version.model)
@@ -181,6 +196,7 @@ class EngineLoop:
 
     def forget_conversations(self) -> int:
         """Drop what is in the KV caches and what was saved of them; return how many saved ones there were."""
+        self.end_background()
         self._forgot_at = time.monotonic()  # who waits now may bring it again, and is not saved either
         for host in self.hosts.all():
             host.forget_conversations()
@@ -191,7 +207,10 @@ class EngineLoop:
         limit = self.keep_alive if host.keep_alive is None else host.keep_alive
         if self.kept is not None and host.path != self.kept.model:
             limit = min(limit, IDLE_CLOSE_SECONDS)
-        return None if limit == math.inf else host.used_at + max(limit, GRACE_SECONDS) - now
+        if limit == math.inf:
+            return None
+        limit = max(limit, GRACE_SECONDS)
+        return max(host.used_at + limit, host.touched_at + min(limit, TOKENIZING_SECONDS)) - now
 
     def _close_idle(self) -> None:
         now = time.monotonic()

@@ -18,6 +18,8 @@ from edgepd_daemon.engine.types import Request, ScoredToken, Timings, Version
 
 WORTH_COPYING = 32  # tokens; a copy moves a slot's whole cache, which takes as long as prefilling about this many
 WORTH_WAITING = 64  # tokens that a neighbour is prefilling just now and that need not be prefilled twice
+SPARE_S = 60.0  # a conversation that nobody has gone on with for so long makes room for a prompt that is computed ahead
+SPARE_NEWEST_S = 600.0  # the same for the one that was used last
 
 
 @dataclass(eq=False)
@@ -31,6 +33,7 @@ class Answer:
     admitted: float
     cached_tokens: int
     history: list[int]  # the prompt and what was generated; the KV cache holds a beginning of it
+    ahead: bool = False  # whether the cached tokens were computed ahead
     completion_tokens: int = 0
     first_token: float | None = None
     pending_tokens: int = 0  # generated since the last text was emitted
@@ -51,6 +54,7 @@ class Answer:
             queue_ms=(self.admitted - self.submitted) * 1000,
             ttft_ms=(first - self.submitted) * 1000,
             decode_ms=(now - first) * 1000,
+            ahead_tokens=self.cached_tokens if self.ahead else 0,
         )
 
 
@@ -64,6 +68,7 @@ class Slot:
     answer: Answer | None = None
     used_at: float = 0.0
     private: bool = False  # holds text that must not be written to disk
+    ahead: bool = False  # holds a prompt that was computed ahead, and that nobody has asked for yet
     awaits: Awaited | None = None
 
     def reusable(self, request: Request) -> int:
@@ -120,6 +125,30 @@ def place(slots: Sequence[Slot], request: Request) -> Place:
     else:
         chosen = Place(spare, spare.reusable(request))
     return _after_neighbour(slots, request, chosen)
+
+
+def place_ahead(slots: Sequence[Slot], request: Request, now: float) -> Place | None:
+    """Choose a slot for a prompt that is computed ahead; all slots must be free. None: it is there, or none is spare.
+
+    At most one slot is used so. Which conversation would be given up next does not change by it: the slot keeps the
+    time at which somebody used it.
+    """
+    source = max(slots, key=lambda s: s.reusable(request))
+    there = source.reusable(request)
+    if len(request.prompt) - there <= WORTH_COPYING:
+        return None
+    newest = max((s.used_at for s in slots if s.tokens and not s.ahead), default=now)
+
+    def spare(slot: Slot) -> bool:
+        unused_s = now - slot.used_at
+        return slot.ahead or not slot.tokens or unused_s > (SPARE_S if slot.used_at < newest else SPARE_NEWEST_S)
+
+    chosen = min(filter(spare, slots), key=lambda s: (not s.ahead, bool(s.tokens), s.used_at), default=None)
+    if chosen is None:
+        return None
+    if there >= WORTH_COPYING and source is not chosen:
+        return Place(chosen, there, source)
+    return Place(chosen, chosen.reusable(request))
 
 
 def _after_neighbour(slots: Sequence[Slot], request: Request, chosen: Place) -> Place:

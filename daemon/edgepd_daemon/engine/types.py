@@ -89,6 +89,7 @@ class Timings:
     queue_ms: float
     ttft_ms: float
     decode_ms: float
+    ahead_tokens: int = 0  # of the cached ones, those that were computed ahead, before anybody had asked
 
     @property
     def prefill_ms(self) -> float:
@@ -154,6 +155,7 @@ class Request:
     client: str = ""  # whom to be fair to
     keep_alive: float | None = None  # seconds, or inf, for which the model stays loaded; None is the setting's
     persist: bool = True  # whether the conversation's KV cache may be written to disk
+    background: bool = False  # nobody waits for it: its prompt alone is computed, until anybody asks something
 
 
 @dataclass(frozen=True)

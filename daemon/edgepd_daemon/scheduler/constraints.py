@@ -31,6 +31,7 @@ MEMORY_SETTLE_S = 300.0  # loading a trainer costs most of a minute of work; it 
 PARK_AFTER_S = 120.0  # a short pause keeps the run in memory; a longer one gives the memory back
 RESUME_S = 5.0  # without a question after which a run goes on; people ask again soon
 ASKED_RESUME_S = 0.5  # the same for a run that the user waits for
+LIKELY_QUIET = 0.5  # probability of no use during a run from which on it is not worth waiting for a better time
 FIRST_RETRY_S = 300.0  # after a run that failed; doubled with each further one
 LAST_RETRY_S = 21_600.0  # at most: the cause may be gone the same day
 STAY = math.inf  # a run that is paused stays in memory
@@ -187,6 +188,17 @@ def _io_pressure(now: Situation) -> Held | None:
     return _at_most(now.readings.io_pressure, limit, "programs wait for it", "% of the time")
 
 
+def _window(now: Situation) -> Held | None:
+    quiet, better_s = now.readings.quiet_probability, now.readings.better_window_in_s
+    if quiet is None or better_s is None or quiet >= LIKELY_QUIET or now.state.demand.forgotten is not None:
+        return None
+    # The time that it was held by anything counts. As that grows, the window comes nearer: it is held until then.
+    if now.state.due_s + better_s > now.readings.window_s:
+        return None
+    begins = clock(math.ceil(now.readings.minute_of_day + better_s / 60))
+    return Held(f"use is expected soon (with {100 * (1 - quiet):.0f} %), and one begins at {begins}", better_s)
+
+
 def _failures(now: Situation) -> Held | None:
     state = now.state
     left = retry_after_s(state.failures) - state.since_failure_s
@@ -236,6 +248,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     Constraint("idle", "an idle machine", _idle, soft=True, mid_run=False),
     Constraint("other cpu", "a less busy processor", _other_cpu, margin=10, settle_s=SETTLE_S, soft=True),
     Constraint("io pressure", "a less busy disk", _io_pressure, margin=10, settle_s=SETTLE_S, soft=True),
+    Constraint("window", "a quieter time", _window, soft=True, mid_run=False),
     Constraint("failures", "its next try", _failures, mid_run=False),
 )
 

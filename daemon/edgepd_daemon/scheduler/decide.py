@@ -4,11 +4,15 @@ The idea: first which run is due, then whether anything holds it; or, while a ru
 invariants: the same arguments give the same decision; nothing is started while a run goes on, while anything is being
 answered, or against a constraint; `Readings.at` is never looked at, so a clock that jumps changes nothing.
 
-Neither kind starves. The short run goes first, for it is soon over and leaves its feedback to the consolidation; but
-the consolidation goes first once it has waited beyond `budget.patience_days`, and once twice the feedback that starts
-one is there, which is so after a bounded number of short runs. One that was parked goes on before either begins. A run
-for what was forgotten goes before all. It is made also where `budget.automatic` is off, for it restores what the user
-had, and with any number of examples, for starting it settles it also when too few are left.
+No kind starves. The short run goes first, for it is soon over and leaves its feedback to the consolidation; but the
+consolidation goes first once it has waited beyond `budget.patience_days`, and once twice the feedback that starts one
+is there, which is so after a bounded number of short runs. A tuning of what comes next, which takes less than a minute,
+goes after a short run and before a consolidation that is not overdue. It goes before both when patience is over, and
+once twice the events that start one are there; the exchanges that feedback is on are events, too, so that is so after a
+bounded number of short runs. But it never goes twice in a row while another run is due, whatever the first came to.
+One that was parked goes on before any begins. A run for what was forgotten goes before all. It is made also where
+`budget.automatic` is off, for it restores what the user had, and with any number of examples, for starting it settles
+it also when too few are left.
 What this does not do: read sensors, keep the state (after.py), or act (supervisor.py).
 """
 
@@ -23,11 +27,15 @@ LOOK_AT_REST_S = 60.0  # nothing to do; new feedback is seen that late
 LOOK_WHEN_DUE_S = 15.0
 LOOK_SOONEST_S = 0.5
 LOOK_WHEN_RUNNING_S = 1.0
-OVERDUE = 2.0  # times the weight that starts a consolidation, from which on it goes before a short run
+OVERDUE = 2.0  # times what starts a consolidation or a tuning, from which on it goes before a short run
 HARD_SHARE = 1.25  # of the plan: the hard limit where budget.hard_memory_mb is 0
 SMALLER = 0.8  # share of the memory that a run gets next after it needed too much
 
-_NAMES: dict[JobKind, str] = {"live": "a short run", "baked": "a consolidation"}
+_NAMES: dict[JobKind, str] = {
+    "live": "a short run",
+    "baked": "a consolidation",
+    "intent": "a tuning of what comes next",
+}
 
 
 def decide(state: State, readings: Readings, budget: Budget, min_examples: int) -> Decision:
@@ -57,18 +65,36 @@ def due_run(now: Situation, min_examples: int) -> tuple[JobKind | None, str]:
     if not budget.automatic and not now.asked:
         return None, "training starts only when you ask for it (budget.automatic)"
     if demand.parked is not None:
-        return demand.parked, "it goes on where it was parked"
+        return demand.parked, "it was parked" if demand.parked == "intent" else "it goes on where it was parked"
+    kind, why = _of_feedback(now, min_examples)
+    if demand.intent_enough == 0:
+        return kind, why
+    events = f"{demand.intent_events} of the {demand.intent_enough} new events that start a tuning of what comes next"
+    if demand.intent_events < demand.intent_enough:
+        return kind, why if kind else f"{why}; there are {events}"
+    overdue = now.impatient or demand.intent_events >= OVERDUE * demand.intent_enough
+    goes_first = demand.last != "intent" and (overdue or (kind == "baked" and not _overdue(now)))
+    return ("intent", events) if kind is None or goes_first else (kind, why)
+
+
+def _of_feedback(now: Situation, min_examples: int) -> tuple[JobKind | None, str]:
+    """Return which run on feedback is due and why, or None and what is missing."""
+    demand, budget = now.state.demand, now.budget
     if demand.examples < min_examples:
         return None, f"there are {demand.examples} of the {min_examples} examples that training needs"
     live, baked = demand.live_weight, demand.baked_weight
     of_live = f"{number(live)} of the weight {number(budget.live_feedback)} of new feedback that starts a short run"
     of_baked = f"{number(baked)} of the weight {number(budget.baked_feedback)} that starts a consolidation"
-    overdue = now.impatient or baked >= OVERDUE * budget.baked_feedback
-    if baked >= budget.baked_feedback and (live < budget.live_feedback or overdue):
+    if baked >= budget.baked_feedback and (live < budget.live_feedback or _overdue(now)):
         return "baked", of_baked
     if live >= budget.live_feedback:
         return "live", of_live
     return None, f"there is {of_live}, and {of_baked}"
+
+
+def _overdue(now: Situation) -> bool:
+    """Return whether a consolidation that is due goes before a short run."""
+    return now.impatient or now.state.demand.baked_weight >= OVERDUE * now.budget.baked_feedback
 
 
 def hard_limit_mb(running: Running, budget: Budget) -> float:

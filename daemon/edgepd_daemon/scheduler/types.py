@@ -29,11 +29,17 @@ class Readings:
     io_pressure: float | None = None
     free_disk_mb: float | None = None  # where the profile is
     trainer_rss_mb: float | None = None  # None: nothing is being trained
+    quiet_probability: float | None = None  # of no use while a run would take; None: not known, or not wanted
+    better_window_in_s: float | None = None  # until a time at which use is clearly less likely; None: none is near
+    window_s: float = 0.0  # longest that a run which nobody asked for waits for such a time
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What there is to learn. Weights are those of feedback: a correction weighs 1."""
+    """What there is to learn. Weights are those of feedback: a correction weighs 1.
+
+    `intent_enough` 0: the model of what comes next is not tuned, for it is switched off or there are too few events.
+    """
 
     live_weight: float = 0.0  # of what came after the last run of any kind that was judged
     baked_weight: float = 0.0  # of what came after the last consolidation that was judged
@@ -41,6 +47,9 @@ class Demand:
     forgotten: JobKind | None = None  # a run that forgetting has made necessary
     parked: JobKind | None = None  # a run that saved its state to make way, and goes on when it may
     parked_asked: bool = False  # the user had asked for that one, and it goes on as such
+    intent_events: int = 0  # that came after the last tuning that was judged
+    intent_enough: int = 0  # of them start another one
+    last: JobKind | None = None  # kind of the newest run that has ended, except that it was parked
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ from edgepd_profiles.integrity import Finding
 from edgepd_profiles.rows import fetch
 
 ROWS = 20  # of runs, generations and decisions
-TABLES = ("interactions", "feedback", "facts", "apps", "suggestions", "surveys", "receipts", "similar_pairs")
+TABLES = (
+    *("interactions", "feedback", "facts", "apps", "suggestions", "surveys", "receipts", "similar_pairs"),
+    *("events", "intent_map", "intent_students"),
+)
 # Lists and what is told of each row. No text but words for states and kinds, and edgepd's own reasons.
 LISTS = {
     "feedback of each kind": "SELECT kind, count(*) AS count FROM feedback GROUP BY kind ORDER BY kind",

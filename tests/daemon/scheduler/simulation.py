@@ -21,6 +21,8 @@ from edgepd_daemon.scheduler.types import Action, Decision, Demand, Readings, Ru
 
 DAY = 1440
 MIN_EXAMPLES = 10
+NEW_EVENTS = 40
+MINUTES: dict[JobKind, int] = {"live": 5, "baked": 15, "intent": 1}  # that a run is at work
 SUMMER_TIME = 14 * DAY + 120  # from which on local time is an hour ahead
 SET_BACK = 20 * DAY + 600  # from which on the clock is 45 minutes behind
 HOT_DAY = 10
@@ -38,6 +40,7 @@ class World:
     steady_cpu: float = 10.0
     failing: float = 0.15  # chance that a run fails
     on_battery_every: int = 4  # days
+    events: float = 0.0  # chance of one while the machine is awake; 0: the model of what comes next is not tuned
 
     def minutes(self) -> Iterator[tuple[int, Readings, float]]:
         """Yield each minute that the machine is awake: its number, the readings, the weight of new feedback."""
@@ -98,7 +101,7 @@ class Month:
     """What came of it."""
 
     notes: list[Note] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # starts, parked, failed, live, baked
+    counts: Counter[str] = field(default_factory=Counter)  # starts, parked, failed, and each kind
 
 
 @dataclass
@@ -107,7 +110,7 @@ class _Books:
 
     work: dict[JobKind, int] = field(default_factory=dict)  # minutes left of runs that were parked
     left: int = 0  # of the run that goes on
-    taught: tuple[float, float] = (0.0, 0.0)  # the weights that the run that goes on learns from
+    taught: Demand = Demand()  # what the run that goes on learns from
     due_since: int | None = None
 
 
@@ -129,14 +132,15 @@ def permitted(readings: Readings, budget: Budget, at_work_s: float) -> bool:
 def simulate(world: World, budget: Budget) -> Month:
     """Live through the days of a world."""
     rng, month, books = random.Random(world.seed + 1000), Month(), _Books()
-    state, last = State(Demand()), None
+    sent, state, last = random.Random(world.seed + 2000), State(_nothing(world)), None
     for minute, readings, weight in world.minutes():
         if last is not None:
             state = after(state, last.readings, budget, last.decision, 60.0 * (minute - last.minute))
             state = _act(state, last, books, month, rng, world)
         if weight:
-            more = state.demand.live_weight + weight, state.demand.baked_weight + weight
-            state = replace(state, demand=Demand(*more, state.demand.examples + 1))
+            state = replace(state, demand=_more(state.demand, weight))
+        if sent.random() < world.events:
+            state = replace(state, demand=replace(state.demand, intent_events=state.demand.intent_events + 1))
         if last is None or local_day(readings) != local_day(last.readings):
             state = replace(state, at_work_s=0.0)
         decision = decide(state, readings, budget, MIN_EXAMPLES)
@@ -147,11 +151,22 @@ def simulate(world: World, budget: Budget) -> Month:
     return month
 
 
+def _nothing(world: World) -> Demand:
+    return Demand(intent_enough=NEW_EVENTS if world.events else 0)
+
+
+def _more(demand: Demand, weight: float) -> Demand:
+    """Return the demand after feedback of this weight."""
+    live, baked = demand.live_weight + weight, demand.baked_weight + weight
+    return replace(demand, live_weight=live, baked_weight=baked, examples=demand.examples + 1)
+
+
 def _overdue(state: State, budget: Budget, books: _Books, minute: int) -> bool:
     """Keep the time since which a run is due, and return whether it has waited too long."""
     demand = state.demand
     due = demand.live_weight >= budget.live_feedback or demand.baked_weight >= budget.baked_feedback
-    if not (due and demand.examples >= MIN_EXAMPLES):
+    tuning = 0 < demand.intent_enough <= demand.intent_events
+    if not (due and demand.examples >= MIN_EXAMPLES) and not tuning:
         books.due_since = None
     elif books.due_since is None:
         books.due_since = minute
@@ -167,8 +182,8 @@ def _act(state: State, note: Note, books: _Books, month: Month, rng: random.Rand
         assert decision.kind is not None
         month.counts["starts"] += 1
         running = Running(decision.kind, asked=False, reviewing=False, planned_mb=1000.0, paused_s=0.0)
-        books.left = books.work.pop(decision.kind, 5 if decision.kind == "live" else 15)
-        books.taught = (state.demand.live_weight, state.demand.baked_weight)
+        books.left = books.work.pop(decision.kind, MINUTES[decision.kind])
+        books.taught = state.demand
     if running is None or decision.action is Action.PAUSE:
         return state
     if decision.action is Action.PARK:
@@ -181,15 +196,18 @@ def _act(state: State, note: Note, books: _Books, month: Month, rng: random.Rand
 
 
 def _ended(state: State, kind: JobKind, books: _Books, month: Month, rng: random.Random, world: World) -> State:
+    demand, taught = replace(state.demand, last=kind), books.taught
     if rng.random() < world.failing:
         month.counts["failed"] += 1
-        return replace(state, running=None, failures=state.failures + 1, since_failure_s=0.0)
+        return replace(state, running=None, demand=demand, failures=state.failures + 1, since_failure_s=0.0)
     month.counts[kind] += 1
     books.due_since = None
-    demand, (live, baked) = state.demand, books.taught
+    if kind == "intent":  # those that wait wait on
+        left = replace(demand, intent_events=demand.intent_events - taught.intent_events)
+        return replace(state, running=None, demand=left, failures=0)
     left = replace(
         demand,
-        live_weight=demand.live_weight - live,
-        baked_weight=demand.baked_weight - (baked if kind == "baked" else 0.0),
+        live_weight=demand.live_weight - taught.live_weight,
+        baked_weight=demand.baked_weight - (taught.baked_weight if kind == "baked" else 0.0),
     )
     return replace(state, running=None, demand=left, due_s=0.0, failures=0)

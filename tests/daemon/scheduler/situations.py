@@ -30,6 +30,7 @@ WELL = Readings(
 LIVE_DUE = Demand(live_weight=5.0, baked_weight=5.0, examples=20)
 BOTH_DUE = Demand(live_weight=5.0, baked_weight=50.0, examples=60)
 BAKED_DUE = Demand(live_weight=2.0, baked_weight=50.0, examples=60)
+TUNING_DUE = Demand(intent_events=40, intent_enough=40)
 UNASKED = Running("live", asked=False, reviewing=False, planned_mb=1000.0, paused_s=0.0)
 ASKED = replace(UNASKED, asked=True)
 

@@ -10,7 +10,18 @@ import pytest
 from edgepd.settings import Budget
 from edgepd_daemon.scheduler.constraints import retry_after_s
 from edgepd_daemon.scheduler.types import Action, Demand, Readings
-from tests.daemon.scheduler.situations import BAKED_DUE, BOTH_DUE, BROKEN, BUDGET, DAY, LIVE_DUE, SOFT, WELL, decided
+from tests.daemon.scheduler.situations import (
+    BAKED_DUE,
+    BOTH_DUE,
+    BROKEN,
+    BUDGET,
+    DAY,
+    LIVE_DUE,
+    SOFT,
+    TUNING_DUE,
+    WELL,
+    decided,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +39,19 @@ from tests.daemon.scheduler.situations import BAKED_DUE, BOTH_DUE, BROKEN, BUDGE
         (replace(LIVE_DUE, forgotten="baked"), 0.0, "baked"),
         (Demand(forgotten="live"), 0.0, "live"),
         (replace(BAKED_DUE, forgotten="live"), 3 * DAY, "live"),
+        (TUNING_DUE, 0.0, "intent"),  # without an example
+        (replace(LIVE_DUE, intent_events=79, intent_enough=40), 0.0, "live"),
+        (replace(LIVE_DUE, intent_events=80, intent_enough=40), 0.0, "intent"),  # it has waited long enough
+        (replace(LIVE_DUE, intent_events=40, intent_enough=40), 2 * DAY + 1, "intent"),
+        (replace(BAKED_DUE, intent_events=40, intent_enough=40), 0.0, "intent"),
+        (replace(BAKED_DUE, intent_events=39, intent_enough=40), 0.0, "baked"),
+        (replace(BAKED_DUE, intent_events=999, intent_enough=0), 0.0, "baked"),  # switched off
+        (replace(BAKED_DUE, baked_weight=96.0, intent_events=79, intent_enough=40), 0.0, "baked"),
+        (replace(BAKED_DUE, intent_events=999, intent_enough=40, last="intent"), 0.0, "baked"),
+        (replace(LIVE_DUE, intent_events=999, intent_enough=40, last="intent"), 3 * DAY, "live"),
+        (replace(TUNING_DUE, last="intent"), 0.0, "intent"),  # nothing else is due
+        (replace(BOTH_DUE, parked="intent"), 0.0, "intent"),
+        (replace(BOTH_DUE, forgotten="intent"), 0.0, "intent"),
     ],
 )
 def test_the_run_that_is_due_is_started(demand: Demand, due_s: float, kind: str) -> None:
@@ -42,6 +66,10 @@ def test_a_start_says_why() -> None:
     assert decided(Demand(forgotten="live")).reason == (
         "starts a short run: it restores what was learned, without what you had forgotten"
     )
+    assert decided(TUNING_DUE).reason == (
+        "starts a tuning of what comes next: 40 of the 40 new events that start a tuning of what comes next"
+    )
+    assert decided(Demand(parked="intent")).reason == "starts a tuning of what comes next: it was parked"
     assert decided(LIVE_DUE, due_s=2.5 * DAY).reason.endswith("; after 2.5 days it no longer waits for an idle machine")
 
 
@@ -56,6 +84,13 @@ def test_a_start_says_why() -> None:
         ),
         (replace(LIVE_DUE, examples=9), BUDGET, "there are 9 of the 10 examples that training needs"),
         (LIVE_DUE, Budget(automatic=False), "training starts only when you ask for it (budget.automatic)"),
+        (TUNING_DUE, Budget(automatic=False), "training starts only when you ask for it (budget.automatic)"),
+        (
+            Demand(intent_events=39, intent_enough=40),
+            BUDGET,
+            "there are 0 of the 10 examples that training needs; there are 39 of the 40 new events that start a tuning "
+            "of what comes next",
+        ),
     ],
 )
 def test_what_is_missing_is_said_where_nothing_is_due(demand: Demand, budget: Budget, reason: str) -> None:
@@ -103,7 +138,7 @@ def test_patience_ends_for_soft_constraints_alone(worse: dict[str, Any], constra
 
 def test_sensors_that_are_not_there_hold_nothing() -> None:
     optional = [name for name, value in vars(WELL).items() if name not in ("at", "minute_of_day", "busy", "idle_s")]
-    assert len(optional) == 9
+    assert len(optional) == 12
     nothing: dict[str, Any] = dict.fromkeys(optional)
     blind = replace(WELL, **nothing)
     assert decided(LIVE_DUE, readings=blind).action is Action.START

@@ -20,7 +20,7 @@ def judge(month: Month, budget: Budget) -> None:
     worked = Counter(local_day(note.readings) for note in month.notes if note.kind)
     assert max(worked.values(), default=0) <= budget.minutes_per_day
     assert [note for note in month.notes if note.kind and not note.permitted] == []
-    assert month.counts["starts"] >= month.counts["live"] + month.counts["baked"]
+    assert month.counts["starts"] >= sum(month.counts[kind] for kind in ("live", "baked", "intent"))
     assert longest_wait(month) <= SETTLING
 
 
@@ -45,6 +45,30 @@ def test_an_ordinary_month(seed: int) -> None:
     # Were the world too kind, the month would prove nothing.
     assert min(held[name] for name in ("mains power", "busy", "idle", "other cpu", "failures", "memory")) > 0
     assert all(note.kind is None for note in month.notes if note.readings.minute_of_day in range(420))
+
+
+def test_a_month_with_events() -> None:
+    month = simulate(World(1, events=0.1), QUIET)  # some eighty a day
+    judge(month, QUIET)
+    assert month.counts["live"] >= 12  # no fewer than without
+    assert month.counts["baked"] >= 2
+    assert 15 <= month.counts["intent"] <= 60
+    assert month.counts["starts"] <= 120
+
+
+def test_events_alone_are_enough() -> None:
+    month = simulate(World(2, days=14, events=0.1, feedback=0.0), QUIET)
+    judge(month, QUIET)
+    assert month.counts["intent"] >= 7
+    assert month.counts["live"] == month.counts["baked"] == 0
+
+
+def test_where_nothing_is_ever_idle_events_and_feedback_take_turns() -> None:
+    world = World(6, days=30, steady_cpu=60.0, on_battery_every=100, events=0.5, failing=0.0)
+    month = simulate(world, QUIET)
+    judge(month, QUIET)
+    assert month.counts["intent"] >= 5
+    assert month.counts["live"] + month.counts["baked"] >= 5
 
 
 def test_the_same_month_goes_the_same_way() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepd.adapt.job import JobKind
 from edgepd.settings import Budget
 from edgepd_daemon.scheduler.after import after
 from edgepd_daemon.scheduler.constraints import CONSTRAINTS, retry_after_s
 from edgepd_daemon.scheduler.decide import decide
 from edgepd_daemon.scheduler.types import Action, Decision, Demand, Readings, Running, State
-from tests.daemon.scheduler.situations import DAY, MIN_EXAMPLES
+from tests.daemon.scheduler.situations import DAY, MIN_EXAMPLES, WELL
 
 # Values on both sides of the limits and on them; more than half of what is drawn would otherwise be held by something.
 PERCENT = st.sampled_from([0.0, 5.0, 9.5, 10.0, 10.5, 30.0, 35.0, 39.5, 40.0, 40.5, 45.0, 80.0, 100.0])
@@ -37,12 +39,20 @@ READINGS = st.builds(
     **GOOD,
 )
 WEIGHTS = st.sampled_from([0.0, 1.5, 3.9, 4.0, 20.0, 48.0, 96.0, 500.0])
+KINDS: tuple[JobKind, ...] = ("live", "baked", "intent")
 DEMANDS = st.builds(
-    Demand, WEIGHTS, WEIGHTS, st.sampled_from([0, 9, 10, 200]), st.sampled_from([None, None, "live", "baked"])
+    Demand,
+    WEIGHTS,
+    WEIGHTS,
+    st.sampled_from([0, 9, 10, 200]),
+    st.sampled_from([None, None, None, *KINDS]),
+    intent_events=st.sampled_from([0, 39, 40, 79, 80, 500]),
+    intent_enough=st.sampled_from([0, 40]),
+    last=st.sampled_from([None, *KINDS]),
 )
 RUNNING = st.builds(
     Running,
-    st.sampled_from(["live", "baked"]),
+    st.sampled_from(KINDS),
     st.booleans(),
     st.booleans(),
     st.just(1000.0),
@@ -224,3 +234,51 @@ def test_margins_hold_for_five_minutes_at_most(state: State, readings: Readings,
         state = after(state, readings, budget, made(state, readings, budget), 15.0)
     if first.action is Action.WAIT and without.action is Action.START:
         assert made(state, readings, budget).action is Action.START
+
+
+SLOTS = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 1.0, 4.0, 30.0]),  # feedback
+        st.sampled_from([0, 1, 40, 300]),  # events besides the exchanges that the feedback is on
+        st.booleans(),  # whether a tuning fails
+        st.sampled_from([0.0, 3 * DAY]),  # for how long a run has been due
+    ),
+    max_size=60,
+)
+
+
+@many
+@given(SLOTS)
+def test_where_runs_take_turns_none_starves(slots: list[tuple[float, int, bool, float]]) -> None:
+    """There is always something due, and only now and then a moment in which one run may be made."""
+    demand, waited = Demand(examples=200, intent_enough=40), dict.fromkeys(KINDS, 0)
+    for feedback, events, fails, due_s in slots:
+        demand = replace(
+            demand,
+            live_weight=demand.live_weight + feedback,
+            baked_weight=demand.baked_weight + feedback,
+            intent_events=demand.intent_events + events + math.ceil(feedback),
+        )
+        kind = made(State(demand, due_s=due_s), WELL, Budget()).kind
+        due = {
+            "live": demand.live_weight >= 4,
+            "baked": demand.baked_weight >= 48,
+            "intent": demand.intent_events >= 40,
+        }
+        assert (kind is not None) == any(due.values())
+        if kind is None:
+            continue
+        assert due[kind]
+        assert kind != "intent" or demand.last != "intent" or not (due["live"] or due["baked"])
+        for name in KINDS:
+            waited[name] = waited[name] + 1 if due[name] and kind != name else 0
+        # A tuning waits until as many events came again, ten short runs at most, each with a consolidation at most.
+        assert waited["intent"] <= 21
+        # A short run takes at least 4: after twelve of them a consolidation is overdue, with as many tunings between.
+        assert waited["baked"] <= 26
+        assert min(waited["live"], waited["baked"]) <= 1  # one of them at least every second time
+        if kind == "intent":
+            left = demand if fails else replace(demand, intent_events=0)
+        else:
+            left = replace(demand, live_weight=0.0, baked_weight=0.0 if kind == "baked" else demand.baked_weight)
+        demand = replace(left, last=kind)

@@ -1,0 +1,281 @@
+"""What `make bench-intent` computes for one seed, in two parts that can run side by side, each on one core.
+
+`ours` trains teacher and student and tunes to each user, with the arms that start from the same student; `others` are
+the counts, the trees, what is trained without a teacher or without a part, and what is as large as the served model.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from _intent_arms import (
+    Biased,
+    Made,
+    focused,
+    long_and_short,
+    oversampled,
+    partial,
+    plain,
+    retrieved,
+    tuned_arm,
+    unlearned,
+    with_loss,
+)
+from _intent_data import Protocol, counted, foursquare, protocol
+from _intent_models import (
+    Array,
+    Data,
+    Sizes,
+    Trained,
+    inference_ms,
+    of_everybody,
+    output_shares,
+    shares,
+    train,
+    train_large,
+    truth_of_validation,
+)
+from _intent_table import Costs, Role, Unlearning
+from _intent_trees import arms as trees
+
+from edgepd.intent.blend import blended, corrected
+from edgepd.intent.encode import encode
+from edgepd.intent.individual import Tuning
+from edgepd.intent.markov import Chain, Majority, Markov1, Markov2, UserMajority, UserMarkov, UserMarkovByHour
+from edgepd.intent.metrics import score
+from edgepd.intent.predictor import Predictor
+from edgepd.intent.student import last_logits
+from edgepd_quant.reader import GGUFFile
+
+MIB = 2**20
+STRENGTHS = tuple(n / 20 for n in range(17))  # of the correction, tried on validation events
+SHARES_OF_DATA = (0.25, 0.5, 1.0)
+LENGTHS = (8, 16, 32, 64)
+OURS = "ours: PITuning + counts + correction"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part of one seed."""
+
+    part: str
+    seed: int
+    data: Path
+    sizes: Sizes
+    users: int
+    model: Path | None  # of the served model; None leaves out what is as large
+    seeds_of_large: tuple[int, ...] = (0,)
+
+
+@dataclass
+class Done:
+    """What came of a task; arms are (name, role, probabilities, costs)."""
+
+    seed: int
+    arms: list[tuple[str, Role, Array, Costs]] = field(default_factory=list)
+    unlearning: list[Unlearning] = field(default_factory=list)
+    points: list[tuple[str, str, float, float]] = field(default_factory=list)  # (curve, line, x, macro recall)
+    chosen: dict[str, float] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def add(self, name: str, role: Role, probabilities: Array, costs: Costs) -> None:
+        """Keep what an arm predicts, and say that it is done."""
+        self.arms.append((name, role, probabilities, costs))
+        print(f"seed {self.seed}: {name} after {time.monotonic() - self._began:.0f} s", flush=True)
+
+
+def carry_out(task: Task) -> Done:
+    """Compute one part on one core."""
+    torch.set_num_threads(1)
+    drawn = protocol(foursquare(task.data), task.seed, task.users)
+    data, done = Data.of(drawn), Done(task.seed)
+    (_ours if task.part == "ours" else _others)(task, data, done)
+    return done
+
+
+def _ours(task: Task, data: Data, done: Done) -> None:
+    sizes, window = task.sizes, task.sizes.window
+    teacher = train(data, sizes, layers=sizes.teacher_layers)
+    student = train(data, sizes, teacher=teacher.predictor)
+    base, tuning = student.predictor, Tuning()
+    biased = Biased(
+        shares(np.concatenate([e.target for e in data.population]), len(data.drawn.intents)),
+        output_shares(base, data.windows(window), len(data.drawn.intents)),
+    )
+    costs = Costs(student.parameters, student_ms(base, data), teacher.seconds + student.seconds)
+    costs_of_large = Costs(teacher.parameters, student_ms(teacher.predictor, data), teacher.seconds)
+
+    def add(name: str, role: Role, made: Made, of: Costs = costs) -> None:
+        done.add(name, role, made.probabilities, replace(of, tune_s=made.tune_s, peak_mib=peak_mib()))
+
+    pituning = tuned_arm(data, base, window, unlearned(tuning, window, biased))
+    add("PITuning (paper, bounded)", "reference", pituning)
+    untuned = of_everybody(data, lambda _person: base, window)
+    done.add("- individual tuning", "ablation", untuned, costs)
+    without = tuned_arm(data, base, window, plain(tuning, window))
+    add("- unlearning", "ablation", without)
+    fitted = UserMarkovByHour(online=True).fit(list(data.drawn.population.values()))
+    _improved(task, data, done, base, biased, fitted, pituning)
+    add("oversampling", "imbalance", tuned_arm(data, base, window, with_loss(tuning, window, oversampled)))
+    add("focal loss", "imbalance", tuned_arm(data, base, window, with_loss(tuning, window, focused)))
+    add("MPDA (retrieval)", "baseline", tuned_arm(data, base, window, retrieved(tuning, window, data)))
+    add("LSAT (two LoRAs)", "baseline", tuned_arm(data, base, window, long_and_short(tuning, window)))
+    large = teacher.predictor
+    add("FP", "baseline", tuned_arm(data, large, window, plain(tuning, window)), costs_of_large)
+    add("PP", "baseline", tuned_arm(data, large, window, partial(tuning, window)), costs_of_large)
+    done.unlearning.append(_unlearning(data, base, biased, window, untuned, pituning.probabilities))
+    _sensitivity(data, done, base, window)
+
+
+def _improved(
+    task: Task,
+    data: Data,
+    done: Done,
+    base: Predictor,
+    biased: Biased,
+    fitted: Chain,
+    pituning: Made,
+) -> None:
+    """Ours: the tuned student and the user's counts in one, with the population's bias towards the frequent taken out.
+
+    How strong the correction is, is chosen on validation events, by macro recall plus NDCG@3.
+    """
+    window, population = task.sizes.window, np.array(biased.population)
+    early = tuned_arm(data, base, window, unlearned(Tuning(), window, biased, whole=False), validation=True)
+    both = blended(early.probabilities, validation_counts(data.drawn, fitted))
+    truth = truth_of_validation(data)
+
+    def worth(strength: float) -> float:
+        scores = score(truth, corrected(both, population, strength))
+        return scores.recall_macro + scores.ndcg_3
+
+    strength = max(STRENGTHS, key=worth)
+    done.chosen["correction"] = strength
+    together = blended(pituning.probabilities, counted(data.drawn, fitted))
+    costs = done.arms[0][3]
+    done.add(OURS, "ours", corrected(together, population, strength), costs)
+    done.add("- correction", "ablation", together, costs)
+    alone = corrected(pituning.probabilities, population, strength)
+    done.add("- counts", "ablation", alone, costs)
+
+
+def _unlearning(data: Data, base: Predictor, biased: Biased, window: int, before: Array, tuned: Array) -> Unlearning:
+    """Measure on test events what unlearning did to the intents to be forgotten, and to the others."""
+    tuning = Tuning()
+    if tuning.unlearning is None:
+        raise ValueError("unlearning is switched off")
+    threshold = tuning.unlearning.threshold
+    after = tuned_arm(data, base, window, unlearned(tuning, window, biased, tune=False)).probabilities
+    truth, _users = data.drawn.truth()
+    forget = [biased.forget(person, threshold) for person in data.people]
+    pairs = list(zip(data.people, forget, strict=True))
+    gone = np.array([t in f for person, f in pairs for t in person.encoded.target[person.test :]])
+    concerned = np.array([bool(f) for person, f in pairs for _ in person.encoded.target[person.test :]])
+    rest = concerned & ~gone
+    stages = (before, after, tuned)
+    recalls = [float((p[gone].argmax(1) == truth[gone]).mean()) for p in stages]
+    f1 = [score(truth[rest], p[rest]).f1_macro for p in stages]
+    diverged = sum(not np.isfinite(p).all() for p in stages)
+    classes = len(data.drawn.intents)
+    return Unlearning(
+        data.drawn.seed, 1 / classes, (recalls[0], recalls[1], recalls[2]), (f1[0], f1[1], f1[2]), diverged
+    )
+
+
+def _sensitivity(data: Data, done: Done, base: Predictor, window: int) -> None:
+    """Macro recall by how much of a user's data is learned from, and by how many events are looked at."""
+    truth, _users = data.drawn.truth()
+    for share in SHARES_OF_DATA:
+        made = tuned_arm(data, base, window, plain(Tuning(), window, share=share))
+        done.points.append(("data", "individual tuning", share, score(truth, made.probabilities).recall_macro))
+    for length in LENGTHS:
+        found = of_everybody(data, lambda _person: base, length)
+        done.points.append(("length", "student, not tuned", length, score(truth, found).recall_macro))
+
+
+def _others(task: Task, data: Data, done: Done) -> None:
+    for name, role, fitted in chains(data.drawn):
+        done.add(name, role, counted(data.drawn, fitted), Costs())
+    drawn = data.drawn
+    for arm in trees(drawn.population, drawn.individual, drawn.intents, drawn.seed):
+        role: Role = "imbalance" if "balanced" in arm.name else "baseline"
+        costs = Costs(arm.parameters, arm.inference_ms, arm.train_s, arm.tune_s)
+        done.add(arm.name, role, arm.probabilities, costs)
+    sizes = task.sizes
+    for name, made in trained_alone(data, sizes):
+        tuned = tuned_arm(data, made.predictor, sizes.window, plain(Tuning(), sizes.window))
+        kind: Role = "baseline" if name.startswith("Transformer") else "ablation"
+        costs = Costs(made.parameters, train_s=made.seconds, tune_s=tuned.tune_s)
+        done.add(name, kind, tuned.probabilities, costs)
+    if task.model is not None and task.seed in task.seeds_of_large:
+        _large(task, data, done)
+
+
+def trained_alone(data: Data, sizes: Sizes) -> Iterator[tuple[str, Trained]]:
+    """Yield what is trained without a teacher: the student's shape, and that less one part each."""
+    yield "Transformer-S, tuned", train(data, sizes)
+    yield "Transformer-S - intent attention, tuned", train(data, sizes, attention=False)
+    yield "Transformer-S - reconstruction, tuned", train(data, sizes, reconstruction=0.0)
+    yield "Transformer-S, reconstruction as in the paper, tuned", train(data, sizes, reconstruction=1.0)
+    yield "Transformer-S - moment, tuned", train(data, sizes, moment=False)
+
+
+def _large(task: Task, data: Data, done: Done) -> None:
+    """Blocks as large as the served model's, with its weights and with random ones; not tuned to users."""
+    if task.model is None:
+        raise ValueError("there is no model")
+    with GGUFFile.open(task.model) as model:
+        for name, pretrained in (("Transformer-L, random", "none"), ("served model's blocks, LoRA", "lora")):
+            made = train_large(data, task.sizes, model, pretrained=pretrained)
+            found = of_everybody(data, lambda _person, p=made.predictor: p, task.sizes.window)  # type: ignore[misc]
+            role: Role = "baseline" if pretrained == "none" else "reference"
+            done.add(name, role, found, Costs(made.parameters, train_s=made.seconds))
+
+
+def chains(drawn: Protocol) -> Iterator[tuple[str, Role, Chain]]:
+    """Yield the arms of counts, fitted on the population."""
+    population = list(drawn.population.values())
+    kinds: Sequence[tuple[str, Role, Chain]] = (
+        ("majority", "reference", Majority()),
+        ("user majority", "baseline", UserMajority(online=True)),
+        ("Markov 1", "baseline", Markov1()),
+        ("Markov 2", "baseline", Markov2()),
+        ("user-adaptive Markov", "markov", UserMarkov(online=True)),
+        ("user-adaptive Markov by hour", "markov", UserMarkovByHour(online=True)),
+    )
+    for name, role, chain in kinds:
+        yield name, role, chain.fit(population)
+
+
+def validation_counts(drawn: Protocol, fitted: Chain) -> Array:
+    """Return what the counts say of the validation events, adapted to the train events."""
+    rows = []
+    for split in drawn.individual.values():
+        for chances in fitted.adapt(split.train).one_by_one(split.train, split.validation):
+            rows.append(_row(drawn.intents, chances))
+    return np.array(rows, dtype=np.float64)
+
+
+def _row(names: Sequence[str], chances: Mapping[str, float]) -> list[float]:
+    return [chances.get(name, 0.0) for name in names]
+
+
+def student_ms(predictor: Predictor, data: Data) -> float:
+    """Return the time of one prediction as the daemon makes it: numpy, a full window."""
+    weights = predictor.exported()
+    longest = max(data.drawn.individual.values(), key=lambda split: len(split.train))
+    window = predictor.shape.window
+    events = ([*longest.train, *longest.validation, *longest.test] * window)[: window - 1]
+    then = (events[-1].at + 3600.0, 0)
+    return inference_ms(lambda: last_logits(predictor.shape, weights, encode(events, data.names, then=then)))
+
+
+def peak_mib() -> float:
+    """Return the peak resident memory of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB

@@ -1,0 +1,35 @@
+"""Two opinions made one: what the network says and what the user's own counts say; and what a population is biased to.
+
+The idea: the network knows what people do after what, the counts know this person. Their geometric mean is better than
+either (docs/intent-results.md). Dividing by a power of the population's shares takes out part of its bias towards what
+is frequent, which the paper unlearns from the weights (PITuning, section 3.3.1); arXiv 2007.07314 calls it logit
+adjustment. The invariant: what comes out is a probability for each class, and adds up to 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+COUNTS_WEIGHT = 0.5  # chosen on validation events; 0.3 to 0.7 differ by less than 0.005 in NDCG@3
+LEAST = 1e-6  # probability below which an opinion has no veto
+
+
+def blended(network: Array, counts: Array, weight: float = COUNTS_WEIGHT) -> Array:
+    """Return network^(1 - weight) * counts^weight, normalised; both (..., C), `weight` in [0, 1]."""
+    logits = (1 - weight) * np.log(np.maximum(network, LEAST)) + weight * np.log(np.maximum(counts, LEAST))
+    return _normalised(logits)
+
+
+def corrected(probabilities: Array, population_share: Array, strength: float) -> Array:
+    """Return probabilities / population_share^strength, normalised: (..., C) and (C,), `strength` in [0, 1]."""
+    logits = np.log(np.maximum(probabilities, LEAST)) - strength * np.log(np.maximum(population_share, LEAST))
+    return _normalised(logits)
+
+
+def _normalised(logits: Array) -> Array:
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    found: Array = e / e.sum(-1, keepdims=True)
+    return found
