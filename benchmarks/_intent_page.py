@@ -30,7 +30,7 @@ COSTS = {
     "inference_ms": "one prediction, ms",
     "train_s": "population, s",
     "tune_s": "tuning, s",
-    "peak_mib": "peak memory, MiB",
+    "peak_mib": "peak memory of tuning, MiB",
 }
 
 

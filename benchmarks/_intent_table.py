@@ -43,7 +43,7 @@ class Costs:
     inference_ms: float | None = None  # one prediction
     train_s: float | None = None  # on the population
     tune_s: float | None = None  # on one user
-    peak_mib: float | None = None  # of the process that tunes
+    peak_mib: float | None = None  # of a process that tunes and does nothing else
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ the counts, the trees, what is trained without a teacher or without a part, and 
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from _intent_arms import (
     with_loss,
 )
 from _intent_data import Protocol, counted, foursquare, protocol
+from _intent_device import longest, ranking_ms, tuned_in_a_child
 from _intent_models import (
     Array,
     Data,
@@ -36,6 +36,7 @@ from _intent_models import (
     inference_ms,
     of_everybody,
     output_shares,
+    scored_by,
     shares,
     train,
     train_large,
@@ -45,19 +46,19 @@ from _intent_table import Costs, Role, Unlearning
 from _intent_trees import arms as trees
 
 from edgepd.intent.blend import blended, corrected
-from edgepd.intent.encode import encode
 from edgepd.intent.individual import Tuning
 from edgepd.intent.markov import Chain, Majority, Markov1, Markov2, UserMajority, UserMarkov, UserMarkovByHour
 from edgepd.intent.metrics import score
+from edgepd.intent.network import last_logits
 from edgepd.intent.predictor import Predictor
-from edgepd.intent.student import last_logits
+from edgepd.intent.scorer_training import ScorerTraining, train_scorer
+from edgepd.intent.student import Student
 from edgepd_quant.reader import GGUFFile
 
-MIB = 2**20
 STRENGTHS = tuple(n / 20 for n in range(17))  # of the correction, tried on validation events
 SHARES_OF_DATA = (0.25, 0.5, 1.0)
-LENGTHS = (8, 16, 32, 64)
-OURS = "ours: PITuning + counts + correction"
+LENGTHS = (4, 8, 16, 32)
+OURS = "ours: PITuning + scorer + correction"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Task:
     sizes: Sizes
     users: int
     model: Path | None  # of the served model; None leaves out what is as large
-    seeds_of_large: tuple[int, ...] = (0,)
+    seeds_of_more: tuple[int, ...] = (0,)  # under which what is as large, and further ablations, are trained too
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Done:
     unlearning: list[Unlearning] = field(default_factory=list)
     points: list[tuple[str, str, float, float]] = field(default_factory=list)  # (curve, line, x, macro recall)
     chosen: dict[str, float] = field(default_factory=dict)
+    student: Student | None = None  # ours, before it is tuned to anybody
     _began: float = field(default_factory=time.monotonic)
 
     def add(self, name: str, role: Role, probabilities: Array, costs: Costs) -> None:
@@ -108,11 +110,11 @@ def _ours(task: Task, data: Data, done: Done) -> None:
         shares(np.concatenate([e.target for e in data.population]), len(data.drawn.intents)),
         output_shares(base, data.windows(window), len(data.drawn.intents)),
     )
-    costs = Costs(student.parameters, student_ms(base, data), teacher.seconds + student.seconds)
-    costs_of_large = Costs(teacher.parameters, student_ms(teacher.predictor, data), teacher.seconds)
+    costs = Costs(student.parameters, network_ms(base, data), teacher.seconds + student.seconds)
+    costs_of_large = Costs(teacher.parameters, network_ms(teacher.predictor, data), teacher.seconds)
 
     def add(name: str, role: Role, made: Made, of: Costs = costs) -> None:
-        done.add(name, role, made.probabilities, replace(of, tune_s=made.tune_s, peak_mib=peak_mib()))
+        done.add(name, role, made.probabilities, replace(of, tune_s=made.tune_s))
 
     pituning = tuned_arm(data, base, window, unlearned(tuning, window, biased))
     add("PITuning (paper, bounded)", "reference", pituning)
@@ -120,8 +122,7 @@ def _ours(task: Task, data: Data, done: Done) -> None:
     done.add("- individual tuning", "ablation", untuned, costs)
     without = tuned_arm(data, base, window, plain(tuning, window))
     add("- unlearning", "ablation", without)
-    fitted = UserMarkovByHour(online=True).fit(list(data.drawn.population.values()))
-    _improved(task, data, done, base, biased, fitted, pituning)
+    _improved(task, data, done, base, biased, pituning)
     add("oversampling", "imbalance", tuned_arm(data, base, window, with_loss(tuning, window, oversampled)))
     add("focal loss", "imbalance", tuned_arm(data, base, window, with_loss(tuning, window, focused)))
     add("MPDA (retrieval)", "baseline", tuned_arm(data, base, window, retrieved(tuning, window, data)))
@@ -133,22 +134,19 @@ def _ours(task: Task, data: Data, done: Done) -> None:
     _sensitivity(data, done, base, window)
 
 
-def _improved(
-    task: Task,
-    data: Data,
-    done: Done,
-    base: Predictor,
-    biased: Biased,
-    fitted: Chain,
-    pituning: Made,
-) -> None:
-    """Ours: the tuned student and the user's counts in one, with the population's bias towards the frequent taken out.
+def _improved(task: Task, data: Data, done: Done, base: Predictor, biased: Biased, pituning: Made) -> None:
+    """Ours: the tuned student and the scorer in one, with the population's bias towards the frequent taken out.
 
     How strong the correction is, is chosen on validation events, by macro recall plus NDCG@3.
     """
     window, population = task.sizes.window, np.array(biased.population)
+    began = time.monotonic()
+    training = ScorerTraining(epochs=task.sizes.scorer_epochs, seed=data.drawn.seed)
+    people = list(data.drawn.population.values())
+    scorer = train_scorer(base.shape, people, data.names.intents, training)
+    scorer_costs = Costs(sum(each.size for each in scorer.values()), train_s=time.monotonic() - began)
     early = tuned_arm(data, base, window, unlearned(Tuning(), window, biased, whole=False), validation=True)
-    both = blended(early.probabilities, validation_counts(data.drawn, fitted))
+    both = blended(early.probabilities, scored_by(data, scorer, validation=True))
     truth = truth_of_validation(data)
 
     def worth(strength: float) -> float:
@@ -157,12 +155,35 @@ def _improved(
 
     strength = max(STRENGTHS, key=worth)
     done.chosen["correction"] = strength
-    together = blended(pituning.probabilities, counted(data.drawn, fitted))
-    costs = done.arms[0][3]
+    scores = scored_by(data, scorer)
+    together = blended(pituning.probabilities, scores)
+    done.student = Student(base.shape, {**base.exported(), **scorer}, data.names, {}, {})
+    network = done.arms[0][3]
+    costs = Costs(
+        (network.parameters or 0) + (scorer_costs.parameters or 0),
+        train_s=(network.train_s or 0.0) + (scorer_costs.train_s or 0.0),
+    )
     done.add(OURS, "ours", corrected(together, population, strength), costs)
     done.add("- correction", "ablation", together, costs)
-    alone = corrected(pituning.probabilities, population, strength)
-    done.add("- counts", "ablation", alone, costs)
+    done.add("- scorer", "ablation", corrected(pituning.probabilities, population, strength), done.arms[0][3])
+    done.add("- network", "ablation", corrected(scores, population, strength), scorer_costs)
+    done.add("scorer alone", "ablation", scores, scorer_costs)
+    fitted = UserMarkovByHour(online=True).fit(people)
+    counts = blended(pituning.probabilities, counted(data.drawn, fitted), 0.5)
+    done.add("counts instead of the scorer", "ablation", corrected(counts, population, strength), done.arms[0][3])
+
+
+def measure_on_device(done: Done, drawn: Protocol) -> None:
+    """Measure a ranking and a tuning of ours as on a device, with the longest history. Nothing else should run."""
+    if done.student is None:
+        return
+    events = longest(drawn)
+    seconds, peak = tuned_in_a_child(done.student, events)
+    milliseconds = ranking_ms(done.student, events)
+    for place, (name, role, probabilities, costs) in enumerate(done.arms):
+        if name == OURS:
+            costs = replace(costs, inference_ms=milliseconds, tune_s=seconds, peak_mib=peak)
+            done.arms[place] = (name, role, probabilities, costs)
 
 
 def _unlearning(data: Data, base: Predictor, biased: Biased, window: int, before: Array, tuned: Array) -> Unlearning:
@@ -208,20 +229,26 @@ def _others(task: Task, data: Data, done: Done) -> None:
         costs = Costs(arm.parameters, arm.inference_ms, arm.train_s, arm.tune_s)
         done.add(arm.name, role, arm.probabilities, costs)
     sizes = task.sizes
-    for name, made in trained_alone(data, sizes):
+    more = task.model is not None and task.seed in task.seeds_of_more
+    for name, made in trained_alone(data, sizes, more=more):
         tuned = tuned_arm(data, made.predictor, sizes.window, plain(Tuning(), sizes.window))
         kind: Role = "baseline" if name.startswith("Transformer") else "ablation"
         costs = Costs(made.parameters, train_s=made.seconds, tune_s=tuned.tune_s)
         done.add(name, kind, tuned.probabilities, costs)
-    if task.model is not None and task.seed in task.seeds_of_large:
+    if more:
         _large(task, data, done)
 
 
-def trained_alone(data: Data, sizes: Sizes) -> Iterator[tuple[str, Trained]]:
-    """Yield what is trained without a teacher: the student's shape, and that less one part each."""
+def trained_alone(data: Data, sizes: Sizes, *, more: bool) -> Iterator[tuple[str, Trained]]:
+    """Yield what is trained without a teacher: the student's shape, and that less one part each.
+
+    With `more` also what the paper does not have.
+    """
     yield "Transformer-S, tuned", train(data, sizes)
     yield "Transformer-S - intent attention, tuned", train(data, sizes, attention=False)
     yield "Transformer-S - reconstruction, tuned", train(data, sizes, reconstruction=0.0)
+    if not more:
+        return
     yield "Transformer-S, reconstruction as in the paper, tuned", train(data, sizes, reconstruction=1.0)
     yield "Transformer-S - moment, tuned", train(data, sizes, moment=False)
 
@@ -253,29 +280,9 @@ def chains(drawn: Protocol) -> Iterator[tuple[str, Role, Chain]]:
         yield name, role, chain.fit(population)
 
 
-def validation_counts(drawn: Protocol, fitted: Chain) -> Array:
-    """Return what the counts say of the validation events, adapted to the train events."""
-    rows = []
-    for split in drawn.individual.values():
-        for chances in fitted.adapt(split.train).one_by_one(split.train, split.validation):
-            rows.append(_row(drawn.intents, chances))
-    return np.array(rows, dtype=np.float64)
-
-
-def _row(names: Sequence[str], chances: Mapping[str, float]) -> list[float]:
-    return [chances.get(name, 0.0) for name in names]
-
-
-def student_ms(predictor: Predictor, data: Data) -> float:
-    """Return the time of one prediction as the daemon makes it: numpy, a full window."""
-    weights = predictor.exported()
-    longest = max(data.drawn.individual.values(), key=lambda split: len(split.train))
-    window = predictor.shape.window
-    events = ([*longest.train, *longest.validation, *longest.test] * window)[: window - 1]
-    then = (events[-1].at + 3600.0, 0)
-    return inference_ms(lambda: last_logits(predictor.shape, weights, encode(events, data.names, then=then)))
-
-
-def peak_mib() -> float:
-    """Return the peak resident memory of this process, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+def network_ms(predictor: Predictor, data: Data) -> float:
+    """Return the time of one pass of the network alone: numpy, a full window."""
+    weights, window = predictor.exported(), predictor.shape.window
+    person = max(data.people, key=lambda each: len(each.encoded))
+    places = person.encoded.part(0, window)
+    return inference_ms(lambda: last_logits(predictor.shape, weights, places))

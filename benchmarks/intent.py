@@ -20,7 +20,7 @@ from _intent_data import SHARES, Protocol, foursquare, protocol
 from _intent_page import write_page
 from _intent_plot import Curve
 from _intent_table import Comparison, IntentReport, Unlearning, filled
-from _intent_tasks import Done, Sizes, Task, carry_out
+from _intent_tasks import Done, Sizes, Task, carry_out, measure_on_device
 from _report import model_path, quick
 
 from edgepd.intent.individual import Tuning
@@ -29,8 +29,8 @@ from edgepd.intent.metrics import spread
 PAGE = Path("docs/intent-results.md")
 SEEDS = (0, 1, 2)
 USERS, QUICK_USERS = 120, 40
-FULL = Sizes(width=24, epochs=6, gguf_epochs=1)
-QUICK_SIZES = Sizes(width=16, teacher_layers=4, epochs=2)
+FULL = Sizes(gguf_epochs=1)
+QUICK_SIZES = Sizes(teacher_layers=4, epochs=2, scorer_epochs=2)
 SIDE_BY_SIDE = 2
 CURVES = {
     "data": ("Macro recall by the share of a user's data", "share of train and validation events"),
@@ -85,6 +85,7 @@ def collected(found: list[Done], tasks: dict[int, Task]) -> tuple[Comparison, li
     from_data = {seed: protocol_of(task) for seed, task in tasks.items()}
     comparison = Comparison()
     for done in sorted(found, key=lambda d: not d.chosen):
+        measure_on_device(done, from_data[done.seed])
         for name, role, probabilities, costs in done.arms:
             comparison.add(from_data[done.seed], name, role, probabilities, costs)
     return comparison, [each for done in found for each in done.unlearning]

@@ -74,7 +74,8 @@ def tune(
         )
     report = tune_predictor(predictor, windows, forget, tuning, on_step)
     provenance = dict(student.provenance) | {"tuned_on": len(events), "seed": seed}
-    tuned = replace(student, weights=predictor.exported(), vocabulary=names, provenance=provenance)
+    weights = {**student.weights, **predictor.exported()}
+    tuned = replace(student, weights=weights, vocabulary=names, provenance=provenance)
     return Tuned(tuned, report | {"events": len(events), "windows": len(windows), "tuning": asdict(tuning)})
 
 

@@ -1,7 +1,7 @@
 """The intent predictor of PITuning (figure 3a): embeddings, transformer blocks, intent attention, prediction layer.
 
 The idea: the same parts for the large predictor of a population and the small one of a device; the blocks are handed
-in (backbone.py). Parameters have the names under which student.py looks for them. The invariant: logits at a place
+in (backbone.py). Parameters have the names under which network.py looks for them. The invariant: logits at a place
 depend on nothing after it.
 What this does not do: train, or choose which intents can be next.
 """
@@ -21,8 +21,8 @@ from edgepd.intent.backbone import GPTBlock, GPTBlocks
 from edgepd.intent.batches import Batch
 from edgepd.intent.embed import Embedding
 from edgepd.intent.iat import IntentAttention
+from edgepd.intent.network import network_shapes
 from edgepd.intent.shape import Shape
-from edgepd.intent.student import parameter_shapes
 from edgepd.intent.weights_file import Floats
 
 
@@ -100,8 +100,8 @@ class Predictor(nn.Module):
         return replace(batch, target=torch.where(there, batch.target, -1))
 
     def exported(self) -> dict[str, Floats]:
-        """Return the arrays that student.py runs on. Only a predictor over GPTBlocks has them all."""
-        wanted = parameter_shapes(self.shape)
+        """Return the arrays that network.py runs on. Only a predictor over GPTBlocks has them all."""
+        wanted = network_shapes(self.shape)
         found = {_file_name(name): value for name, value in self.state_dict().items()}
         return {name: found[name].detach().numpy().astype(np.float32) for name in wanted}
 

@@ -9,7 +9,7 @@ What this does not do: store events (edgepd_profiles.events), or read files of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -83,12 +83,15 @@ class Vocabulary:
         """Return one with so much room for each."""
         return cls(Names(events), Names(intents), Names(contexts))
 
-    def learn(self, events: Iterable[Event]) -> Self:
+    def learn(self, events: Sequence[Event]) -> Self:
         """Give every name of these events a slot, in this order, as far as there is room."""
-        for event in events:
-            self.events.learn(event.event)
-            self.intents.learn(event.intent)
-            self.contexts.learn(event.context)
+        for names, said in (
+            (self.events, (event.event for event in events)),
+            (self.intents, (event.intent for event in events)),
+            (self.contexts, (event.context for event in events)),
+        ):
+            for name in dict.fromkeys(said):  # most events are not the first of their name
+                names.learn(name)
         return self
 
     def copy(self) -> Vocabulary:

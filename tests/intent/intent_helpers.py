@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+import torch
+
+from edgepd.intent.candidates import FEATURES
 from edgepd.intent.encode import Encoded, encode
+from edgepd.intent.predictor import Predictor
 from edgepd.intent.schema import Event, Vocabulary
+from edgepd.intent.scorer import scorer_shapes
+from edgepd.intent.scorer_training import Scorer
 from edgepd.intent.shape import Shape
+from edgepd.intent.weights_file import Floats
 
 NAMES = ["mail", "code", "music", "news", "map"]
 MONDAY = 4 * 86_400.0  # 1970-01-05, 00:00 UTC
@@ -35,3 +43,16 @@ def names() -> Vocabulary:
 def windows(users: int, length: int = 16) -> list[Encoded]:
     """Return one window of each user."""
     return [encode(circle(length, seed), names()) for seed in range(users)]
+
+
+def scorer_of(shape: Shape, seed: int = 0) -> Scorer:
+    """Return a scorer with random weights."""
+    torch.manual_seed(seed)
+    examples = torch.rand(20, shape.intents, FEATURES) * 8 - 2
+    return Scorer(shape, examples, torch.ones(examples.shape[:2], dtype=torch.bool)).eval()
+
+
+def weights_of(made: Predictor, scorer: Scorer | None = None) -> dict[str, Floats]:
+    """Return the arrays of a student; without a scorer, those of one to which all candidates are alike."""
+    neutral = {name: np.zeros(sizes, np.float32) for name, sizes in scorer_shapes(made.shape).items()}
+    return {**made.exported(), **(neutral if scorer is None else scorer.exported())}

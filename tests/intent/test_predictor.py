@@ -12,13 +12,13 @@ import torch
 from edgepd.errors import ModelError
 from edgepd.intent.batches import batch_of
 from edgepd.intent.encode import encode
-from edgepd.intent.markov import UserMarkovByHour
+from edgepd.intent.network import last_logits
 from edgepd.intent.population import PopulationTraining, distilled, train_population
 from edgepd.intent.predictor import Predictor
 from edgepd.intent.schema import Event, Vocabulary
 from edgepd.intent.shape import Shape
-from edgepd.intent.student import Student, last_logits
-from tests.intent.intent_helpers import MONDAY, NAMES, TINY, circle, names, windows
+from edgepd.intent.student import Student
+from tests.intent.intent_helpers import MONDAY, NAMES, TINY, circle, names, scorer_of, weights_of, windows
 
 
 def predictor(shape: Shape = TINY, seed: int = 0) -> Predictor:
@@ -31,7 +31,7 @@ def predictor(shape: Shape = TINY, seed: int = 0) -> Predictor:
 
 
 def student_of(made: Predictor, known: Vocabulary | None = None) -> Student:
-    return Student(made.shape, made.exported(), known or names(), {}, {"from": "a test"})
+    return Student(made.shape, weights_of(made, scorer_of(made.shape)), known or names(), {}, {"from": "a test"})
 
 
 @pytest.mark.parametrize("shape", [TINY, replace(TINY, offsets=True), replace(TINY, open_names=True, heads=4)])
@@ -77,9 +77,9 @@ def test_training_learns_the_circle_and_a_seed_gives_the_same_again() -> None:
     train_population(again, windows(24), training)
     for name, value in made.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    ranked = student_of(made).ranked(circle(10, 2, noise=0.0), MONDAY + 1e6, 0)
+    said = student_of(made).probabilities(circle(10, 2, noise=0.0), MONDAY + 1e6, 0, names())
     last = circle(10, 2, noise=0.0)[-1].intent
-    assert ranked[0][0] == NAMES[(NAMES.index(last) + 1) % len(NAMES)]
+    assert NAMES[int(said.argmax())] == NAMES[(NAMES.index(last) + 1) % len(NAMES)]
 
 
 def test_names_that_mean_nothing_are_learned_from_the_history_alone() -> None:
@@ -164,8 +164,11 @@ def test_an_intent_out_of_the_window_is_still_possible() -> None:
     shape = replace(TINY, open_names=True)
     empty = Vocabulary.empty(TINY.events, TINY.intents, TINY.contexts)
     events = [Event(MONDAY, "old", "old"), *(Event(MONDAY + i * 3600, "mail", "mail") for i in range(1, 40))]
-    ranked = dict(student_of(predictor(shape), empty).ranked(events, MONDAY + 1e6, 0))
-    assert ranked["mail"] > ranked["old"] > 0
+    student = student_of(predictor(shape), empty)
+    known = student.known(events)
+    said = dict(zip(known.intents.names, student.probabilities(events, MONDAY + 1e6, 0, known).tolist(), strict=False))
+    assert said["mail"] > said["old"] > 0
+    assert set(dict(student.ranked(events, MONDAY + 1e6, 0))) == {"mail", "old"}
 
 
 def test_more_names_than_slots_are_unknown_and_break_nothing() -> None:
@@ -180,12 +183,11 @@ def test_what_is_done_now_is_ranked_when_old_names_have_all_the_slots() -> None:
     old = [Event(MONDAY + i * 3600, f"old {i % 5}", f"old {i % 5}") for i in range(20)]
     now = [Event(MONDAY + i * 3600, "new", "new") for i in range(20, 80)]
     student = student_of(predictor(replace(TINY, open_names=True)), empty)
-    ranked = student.ranked([*old, *now], MONDAY + 80 * 3600, 0)
-    assert ranked[0][0] == "new"
-    assert {name for name, _ in ranked[1:]} == {f"old {i}" for i in range(5)}
-    assert sum(p for _, p in ranked) == pytest.approx(1, abs=1e-6)
-    counts = UserMarkovByHour(online=True).probabilities([*old, *now], MONDAY + 80 * 3600, 0)
-    assert ranked[0][1] == pytest.approx(counts["new"])
+    events, at = [*old, *now], MONDAY + 80 * 3600
+    ranked = dict(student.ranked(events, at, 0))
+    assert set(ranked) == {"new", *(f"old {i}" for i in range(5))}
+    assert sum(ranked.values()) == pytest.approx(1, abs=1e-6)
+    assert ranked["new"] == pytest.approx(student.scored(events, at, 0, student.known(events))["new"])
 
 
 @pytest.mark.parametrize("header", [b"{'descr': '<f2', 'shape': (", b"{'descr': '<f2', b'x': 1, 'shape': (1,)}"])

@@ -22,7 +22,7 @@ from edgepd.intent.schema import Event, Vocabulary
 from edgepd.intent.student import Student
 from edgepd.intent.unlearn import Unlearning, forget_set, unlearn
 from edgepd.settings import Intent
-from tests.intent.intent_helpers import MONDAY, NAMES, TINY, circle, names, windows
+from tests.intent.intent_helpers import MONDAY, NAMES, TINY, circle, names, weights_of, windows
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def person(habit: str, length: int = 60) -> list[Event]:
 
 def student_of(made: Predictor) -> Student:
     shares = {"share": [0.3, 0.3, 0.1, 0.2, 0.1], "output": [0.3, 0.3, 0.005, 0.2, 0.195]}
-    return Student(made.shape, made.exported(), names(), shares, {})
+    return Student(made.shape, weights_of(made), names(), shares, {})
 
 
 def test_tuning_makes_a_student_of_one_person(population: Predictor) -> None:

@@ -26,6 +26,7 @@ from edgepd.intent.schema import Event, Vocabulary
 from edgepd.intent.shape import Shape
 from edgepd.intent.student import Student
 from edgepd.settings import Intent
+from tests.intent.intent_helpers import weights_of
 
 EVENTS = [Event(3600.0 * n, "ab"[n % 2], "ab"[n % 2]) for n in range(40)]
 SHAPE = Shape(intents=8, events=8, contexts=4, width=8, layers=1, heads=2, window=16, rank=4, inner=8, open_names=True)
@@ -55,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def job(directory: Path) -> TuneJob:
     """Return a job that begins with a small random student."""
     torch.manual_seed(0)
-    weights = Predictor(SHAPE).exported()
+    weights = weights_of(Predictor(SHAPE))
     shipped = directory / "shipped.npz"
     names = Vocabulary.empty(SHAPE.events, SHAPE.intents, SHAPE.contexts)
     Student(SHAPE, weights, names, {}, {}).save(shipped)

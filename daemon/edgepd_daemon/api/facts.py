@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
+from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.privacy import forgotten
 from edgepd_daemon.api.viewing import App, MomentQuery
 from edgepd_profiles import facts, interactions, suggestions
@@ -24,7 +25,7 @@ router = APIRouter(prefix="/edgepd/v1", tags=["edgepd"])
 FactId = Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
-class FactRequest(BaseModel):
+class FactRequest(Fields):
     """What is to be remembered. With an app it is for that app alone, without one for all."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +33,7 @@ class FactRequest(BaseModel):
     app: str | None = Field(None, max_length=200)
 
 
-class SuggestionOutcome(BaseModel):
+class SuggestionOutcome(Fields):
     """What became of a suggestion that was shown."""
 
     model_config = ConfigDict(extra="forbid")

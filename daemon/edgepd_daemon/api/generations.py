@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from edgepd_daemon import describing
 from edgepd_daemon.api.access import Access
+from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.errors import refusal
 from edgepd_daemon.api.own import Number
 from edgepd_daemon.api.security import over_unix_socket
@@ -24,14 +25,14 @@ MAX_MERGED = 64
 MAX_RANK = 1024
 
 
-class RollbackRequest(BaseModel):
+class RollbackRequest(Fields):
     """Where to go back to; by default to what was active before."""
 
     model_config = ConfigDict(extra="forbid")
     to: Number | None = None
 
 
-class ActivateRequest(BaseModel):
+class ActivateRequest(Fields):
     """Which generation to activate, and optionally which one must be active now."""
 
     model_config = ConfigDict(extra="forbid")
@@ -39,21 +40,21 @@ class ActivateRequest(BaseModel):
     expected: Number | None = None
 
 
-class PinRequest(BaseModel):
+class PinRequest(Fields):
     """Whether a generation and its files are to be kept."""
 
     model_config = ConfigDict(extra="forbid")
     pinned: bool
 
 
-class ImportRequest(BaseModel):
+class ImportRequest(Fields):
     """The file to import: an adapter or a model, by its absolute path."""
 
     model_config = ConfigDict(extra="forbid")
     path: Annotated[str, Field(min_length=1, max_length=4096)]
 
 
-class MergeRequest(BaseModel):
+class MergeRequest(Fields):
     """Which live generations to merge, with which weights (by default their mean) and up to which rank (exactly)."""
 
     model_config = ConfigDict(extra="forbid")

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd.settings import Profile as ProfileSettings
 from edgepd_daemon.api.access import Access
+from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.viewing import App
 from edgepd_daemon.personal import Proven, channel_weights
 from edgepd_daemon.services import Services
@@ -32,7 +33,7 @@ NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.\d{1,9})?")
 YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
-class FeatureRequest(BaseModel):
+class FeatureRequest(Fields):
     """A feature of the profile and the value that it shall have."""
 
     model_config = ConfigDict(extra="forbid")
@@ -51,7 +52,7 @@ class FeatureRequest(BaseModel):
         return float(text) if NUMBER.fullmatch(text) else YES_OR_NO.get(text, self.value)
 
 
-class PinnedRequest(BaseModel):
+class PinnedRequest(Fields):
     """A feature of the profile, and whether it is to stay as it is."""
 
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +62,7 @@ class PinnedRequest(BaseModel):
     app: str | None = Field(None, max_length=200)
 
 
-class AppRequest(BaseModel):
+class AppRequest(Fields):
     """What an app may do; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from edgepd.errors import RequestError
+from edgepd_daemon.api.common import Fields
 from edgepd_daemon.ask import Message
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-class ContentPart(BaseModel):
+class ContentPart(Fields):
     """A part of a message; only text is understood."""
 
     model_config = ConfigDict(extra="ignore")
@@ -26,14 +27,14 @@ class ContentPart(BaseModel):
     refusal: str | None = None
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(Fields):
     """The function of a tool call that was made; `arguments` is JSON text, an object."""
 
     name: str = Field(min_length=1, max_length=200)
     arguments: str = ""
 
 
-class MadeCall(BaseModel):
+class MadeCall(Fields):
     """A tool call that an earlier answer made."""
 
     id: str = ""
@@ -41,7 +42,7 @@ class MadeCall(BaseModel):
     function: CalledFunction
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Fields):
     """One message of the conversation."""
 
     model_config = ConfigDict(extra="ignore")

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from edgepd.errors import RequestError
+from edgepd_daemon.api.common import Fields
 from edgepd_daemon.tools.types import AUTO, NONE, REQUIRED, Tool
 
 MAX_TOOLS = 128  # as OpenAI's own API has it
@@ -20,7 +21,7 @@ CHOICES = (AUTO, NONE, REQUIRED)
 Chosen = tuple[tuple[Tool, ...], str]
 
 
-class FunctionTool(BaseModel):
+class FunctionTool(Fields):
     """A function that the client can run; `parameters` is a JSON schema, which calls always obey."""
 
     model_config = ConfigDict(extra="ignore")
@@ -30,14 +31,14 @@ class FunctionTool(BaseModel):
     strict: bool | None = None
 
 
-class ChatTool(BaseModel):
+class ChatTool(Fields):
     """A tool of a chat completion; only functions are understood."""
 
     type: str = "function"
     function: FunctionTool | None = None
 
 
-class ResponseTool(BaseModel):
+class ResponseTool(Fields):
     """A tool of a response; only functions are understood."""
 
     model_config = ConfigDict(extra="ignore")
