@@ -24,6 +24,8 @@ from edgepd.intent.schema import Event
 from edgepd.intent.student import Student
 from edgepd.settings import Intent
 
+WORKER = (sys.executable, "-m", "edgepd.intent.worker")
+
 
 def longest(drawn: Protocol) -> list[Event]:
     """Return the events of the individual user with the most of them."""
@@ -37,7 +39,7 @@ def ranking_ms(student: Student, events: Sequence[Event]) -> float:
     return inference_ms(lambda: student.ranked(events, then, 0))
 
 
-def tuned_in_a_child(student: Student, events: Sequence[Event]) -> tuple[float, float]:
+def tuned_in_a_child(student: Student, events: Sequence[Event], worker: Sequence[str] = WORKER) -> tuple[float, float]:
     """Tune in the child that the daemon starts, from its start to its end; return seconds and peak memory in MiB.
 
     Raises RuntimeError with what it said if it comes to no outcome.
@@ -48,7 +50,7 @@ def tuned_in_a_child(student: Student, events: Sequence[Event]) -> tuple[float, 
         job = TuneJob(str(shipped), None, str(Path(directory, "tuned.npz")), list(events), asdict(Intent()), threads=1)
         began = time.monotonic()
         child = subprocess.run(
-            [sys.executable, "-m", "edgepd.intent.worker"],
+            worker,
             input=job.to_json(),
             capture_output=True,
             text=True,

@@ -69,8 +69,8 @@ TORCH_FREE_ADAPT = {"edgepd.adapt", "edgepd.adapt.job", "edgepd.adapt.laps", "ed
 TORCH_INTENT = {
     f"edgepd.intent.{name}"
     for name in (
-        *("backbone", "batches", "embed", "iat", "individual", "losses", "population", "predictor", "unlearn"),
-        "worker",
+        *("backbone", "batches", "embed", "iat", "individual", "losses", "population", "predictor"),
+        *("scorer_training", "unlearn", "worker"),
     )
 }
 # May be imported inside a function: the first two are slow to load, and the hub is needed for one command only.

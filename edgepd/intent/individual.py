@@ -34,7 +34,7 @@ class Tuning:
     """How a predictor is tuned to a person; chosen on validation events of the benchmark (docs/intent-results.md)."""
 
     epochs: int = 15  # passes over all windows
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     rows: int = 8  # windows of a batch
     unlearning: Unlearning | None = Unlearning()
 

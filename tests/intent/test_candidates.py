@@ -65,10 +65,10 @@ def test_the_traces_of_an_intent() -> None:
 
 
 def test_what_follows_what_and_when() -> None:
-    days = [(24 * day + hour, name) for day in range(5) for hour, name in ((8, "mail"), (12, "news"), (18, "music"))]
+    days = [(24 * day + hour, name) for day in range(4) for hour, name in ((8, "mail"), (12, "news"), (18, "music"))]
     past = at_hours(*days)
-    morning = features(past, len(NAMES), MONDAY + (5 * 24 + 8) * HOUR, 0)
-    evening = features(past, len(NAMES), MONDAY + (5 * 24 + 18) * HOUR, 0)
+    morning = features(past, len(NAMES), MONDAY + (4 * 24 + 8) * HOUR, 0)
+    evening = features(past, len(NAMES), MONDAY + (4 * 24 + 18) * HOUR, 0)
     mail, music = CODES["mail"], CODES["music"]
     for name in ("at this hour", "at this hour on such a day"):
         assert column(morning, name)[mail] > column(morning, name)[music]

@@ -11,10 +11,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.services import Services
 from edgepd_profiles.rows import finite
 
@@ -24,7 +23,7 @@ LONGEST_PAUSE_MINUTES = 366 * 24 * 60  # whoever wants a longer one wants none t
 BRIEF_DECISIONS = 5
 
 
-class PauseRequest(Fields):
+class PauseRequest(BaseModel):
     """For how many minutes nothing is to be trained; without a number, until it is resumed."""
 
     model_config = ConfigDict(extra="forbid")

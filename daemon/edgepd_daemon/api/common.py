@@ -9,18 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from edgepd.errors import RequestError
 
 MAX_TOP_LOGPROBS = 20  # as OpenAI's own API and Ollama have it
 INT32 = 2**31 - 1  # llama.cpp counts in 32-bit integers
-
-
-class Fields(BaseModel):
-    """Fields of a request. The first request that needs them builds their validator, not the start of the daemon."""
-
-    model_config = ConfigDict(defer_build=True)
 
 
 def refuse_half_characters(texts: Iterable[str]) -> None:

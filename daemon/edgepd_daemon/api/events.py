@@ -18,11 +18,10 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import ConflictError, RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.viewing import App, Limit
 from edgepd_profiles import events
 from edgepd_profiles.event_rules import MAX_OFFSET_S, Rules
@@ -35,7 +34,7 @@ LATEST = 1e11  # unix seconds, as everywhere in this API
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Happened(Fields):
+class Happened(BaseModel):
     """One event: something that the user has done, somewhere, for some purpose."""
 
     model_config = ConfigDict(extra="forbid")
@@ -54,7 +53,7 @@ class Happened(Fields):
     )
 
 
-class EventsRequest(Fields):
+class EventsRequest(BaseModel):
     """Events in any order, from one app."""
 
     model_config = ConfigDict(extra="forbid")
@@ -62,7 +61,7 @@ class EventsRequest(Fields):
     app: str | None = Field(None, max_length=200, description="the app that they come from")
 
 
-class MapRequest(Fields):
+class MapRequest(BaseModel):
     """An event, and the intent that it belongs to from now on."""
 
     model_config = ConfigDict(extra="forbid")

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.privacy import forgotten
 from edgepd_daemon.api.viewing import App, MomentQuery
 from edgepd_profiles import facts, interactions, suggestions
@@ -25,7 +24,7 @@ router = APIRouter(prefix="/edgepd/v1", tags=["edgepd"])
 FactId = Annotated[int, Field(ge=1, le=2**63 - 1)]
 
 
-class FactRequest(Fields):
+class FactRequest(BaseModel):
     """What is to be remembered. With an app it is for that app alone, without one for all."""
 
     model_config = ConfigDict(extra="forbid")
@@ -33,7 +32,7 @@ class FactRequest(Fields):
     app: str | None = Field(None, max_length=200)
 
 
-class SuggestionOutcome(Fields):
+class SuggestionOutcome(BaseModel):
     """What became of a suggestion that was shown."""
 
     model_config = ConfigDict(extra="forbid")

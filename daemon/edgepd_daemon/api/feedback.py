@@ -13,11 +13,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.viewing import LAST, App, interaction_id
 from edgepd_daemon.services import Services
 from edgepd_profiles import channels, feedback, implicit, interactions, questions, surveys
@@ -30,7 +29,7 @@ MAX_DWELL_MS = 86_400_000
 GIVEN = ("thumb", "edit", "preferred_over", "rating", "comment", "copied", "dwell_ms", "abandoned")
 
 
-class FeedbackRequest(Fields):
+class FeedbackRequest(BaseModel):
     """Feedback on one answer, exactly one kind of it; the last three are what an app observed."""
 
     model_config = ConfigDict(extra="forbid")
@@ -47,7 +46,7 @@ class FeedbackRequest(Fields):
     app: str | None = Field(None, max_length=200)
 
 
-class SurveyAnswer(Fields):
+class SurveyAnswer(BaseModel):
     """An answer to a survey question: a value from 1 (worst) to 5, a text, or both; or that it was skipped."""
 
     model_config = ConfigDict(extra="forbid")
@@ -57,7 +56,7 @@ class SurveyAnswer(Fields):
     app: str | None = Field(None, max_length=200)
 
 
-class QuestionAnswer(Fields):
+class QuestionAnswer(BaseModel):
     """What the user says of the answer that was asked about. With an `edit`, that is the answer as it should be."""
 
     model_config = ConfigDict(extra="forbid")

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd_daemon import describing
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.errors import refusal
 from edgepd_daemon.api.own import Number
 from edgepd_daemon.api.security import over_unix_socket
@@ -25,14 +24,14 @@ MAX_MERGED = 64
 MAX_RANK = 1024
 
 
-class RollbackRequest(Fields):
+class RollbackRequest(BaseModel):
     """Where to go back to; by default to what was active before."""
 
     model_config = ConfigDict(extra="forbid")
     to: Number | None = None
 
 
-class ActivateRequest(Fields):
+class ActivateRequest(BaseModel):
     """Which generation to activate, and optionally which one must be active now."""
 
     model_config = ConfigDict(extra="forbid")
@@ -40,21 +39,21 @@ class ActivateRequest(Fields):
     expected: Number | None = None
 
 
-class PinRequest(Fields):
+class PinRequest(BaseModel):
     """Whether a generation and its files are to be kept."""
 
     model_config = ConfigDict(extra="forbid")
     pinned: bool
 
 
-class ImportRequest(Fields):
+class ImportRequest(BaseModel):
     """The file to import: an adapter or a model, by its absolute path."""
 
     model_config = ConfigDict(extra="forbid")
     path: Annotated[str, Field(min_length=1, max_length=4096)]
 
 
-class MergeRequest(Fields):
+class MergeRequest(BaseModel):
     """Which live generations to merge, with which weights (by default their mean) and up to which rank (exactly)."""
 
     model_config = ConfigDict(extra="forbid")

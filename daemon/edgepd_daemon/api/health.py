@@ -17,14 +17,13 @@ from typing import Annotated, Any
 import psutil
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd import __version__
 from edgepd_daemon import reload
 from edgepd_daemon.api import prediction
 from edgepd_daemon.api.access import Access
 from edgepd_daemon.api.budget import View, brief, summary
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.cores import physical_cores
 from edgepd_daemon.engine.types import EngineStatus
 from edgepd_daemon.metrics import CONTENT_TYPE, Snapshot
@@ -38,14 +37,14 @@ router = APIRouter(tags=["edgepd"])
 CURVE_POINTS = 200  # of a run that can have ten thousand steps; no terminal is wider
 
 
-class ServingRequest(Fields):
+class ServingRequest(BaseModel):
     """What can be adjusted without changing the settings; it holds until the next restart."""
 
     model_config = ConfigDict(extra="forbid")
     threads: Annotated[int, Field(ge=0, le=256)]  # 0 means the number of physical cores
 
 
-class Health(Fields):
+class Health(BaseModel):
     """How the daemon is. `ready` says whether a request would be taken now; a model is loaded by the first one."""
 
     status: str

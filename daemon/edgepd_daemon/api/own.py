@@ -10,11 +10,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.feedback import feedback_on
 from edgepd_daemon.api.viewing import App, Limit, MomentQuery, interaction_id
 from edgepd_daemon.training_progress import progress_fields
@@ -25,7 +24,7 @@ router = APIRouter(tags=["edgepd"])
 Number = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of a run or a generation; SQLite has no larger ones
 
 
-class TrainingRequest(Fields):
+class TrainingRequest(BaseModel):
     """What to train: `live` is the fast path, on top of what serves now; `baked` the normal one, from the base.
 
     `intent` tunes the model of what comes next to the events.

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.viewing import App
 from edgepd_daemon.services import Services
 from edgepd_profiles import backup, forgetting, portable
@@ -26,7 +25,7 @@ Moment = Annotated[float, Field(ge=0, le=1e11)]  # unix seconds
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class ForgetRequest(Fields):
+class ForgetRequest(BaseModel):
     """What is to be forgotten: exactly one way of naming it. A `dry_run` says what would go, and changes nothing."""
 
     model_config = ConfigDict(extra="forbid")
@@ -55,7 +54,7 @@ class ForgetRequest(Fields):
         )
 
 
-class ImportRequest(Fields):
+class ImportRequest(BaseModel):
     """Lines of a JSONL file in the OpenAI chat format, as `export` writes them or as other programs do."""
 
     model_config = ConfigDict(extra="forbid")

@@ -10,12 +10,11 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd.settings import Profile as ProfileSettings
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.viewing import App
 from edgepd_daemon.personal import Proven, channel_weights
 from edgepd_daemon.services import Services
@@ -33,7 +32,7 @@ NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.\d{1,9})?")
 YES_OR_NO = {"yes": True, "true": True, "no": False, "false": False}
 
 
-class FeatureRequest(Fields):
+class FeatureRequest(BaseModel):
     """A feature of the profile and the value that it shall have."""
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +51,7 @@ class FeatureRequest(Fields):
         return float(text) if NUMBER.fullmatch(text) else YES_OR_NO.get(text, self.value)
 
 
-class PinnedRequest(Fields):
+class PinnedRequest(BaseModel):
     """A feature of the profile, and whether it is to stay as it is."""
 
     model_config = ConfigDict(extra="forbid")
@@ -62,7 +61,7 @@ class PinnedRequest(Fields):
     app: str | None = Field(None, max_length=200)
 
 
-class AppRequest(Fields):
+class AppRequest(BaseModel):
     """What an app may do; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
-from edgepd_daemon.api.common import MAX_TOP_LOGPROBS, Fields, refuse_half_characters, refuse_unknown, texts_in
+from edgepd_daemon.api.common import MAX_TOP_LOGPROBS, refuse_half_characters, refuse_unknown, texts_in
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.api.ollama.options import Options
 from edgepd_daemon.api.openai.messages import refuse_silence
@@ -31,21 +31,21 @@ def untagged(name: str) -> str:
     return name.removesuffix(TAG)
 
 
-class CalledFunction(Fields):
+class CalledFunction(BaseModel):
     """The function of a tool call; the arguments are an object, unlike OpenAI's."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class MadeCall(Fields):
+class MadeCall(BaseModel):
     """A tool call of an earlier answer."""
 
     id: str | None = None
     function: CalledFunction
 
 
-class ChatMessage(Fields):
+class ChatMessage(BaseModel):
     """One message of the conversation. What other models thought before they answered is left out."""
 
     model_config = ConfigDict(extra="ignore")
@@ -57,7 +57,7 @@ class ChatMessage(Fields):
     tool_call_id: str | None = None
 
 
-class Body(Fields):
+class Body(BaseModel):
     """What chat and generate have in common; `store`, `personal`, `app` and `conversation` are edgepd's own."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -179,7 +179,7 @@ class GenerateBody(Body):
             raise RequestError("`raw` sends the prompt as it is, so `system` would be lost; leave one of them out")
 
 
-class EmbedBody(Fields):
+class EmbedBody(BaseModel):
     """Body of /api/embed."""
 
     model_config = ConfigDict(extra="allow")
@@ -191,7 +191,7 @@ class EmbedBody(Fields):
     options: Options | None = None
 
 
-class OldEmbedBody(Fields):
+class OldEmbedBody(BaseModel):
     """Body of /api/embeddings, which /api/embed has replaced."""
 
     model_config = ConfigDict(extra="allow")
@@ -201,7 +201,7 @@ class OldEmbedBody(Fields):
     options: Options | None = None
 
 
-class ShowBody(Fields):
+class ShowBody(BaseModel):
     """Body of /api/show; the name of the model was once called `name`."""
 
     model: Label | None = None

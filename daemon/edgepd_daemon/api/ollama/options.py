@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
-from edgepd_daemon.api.common import INT32, Fields, refuse_unknown
+from edgepd_daemon.api.common import INT32, refuse_unknown
 from edgepd_daemon.engine.types import Sampling
 
 MAX_STOP_STRINGS = 16
@@ -36,7 +36,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class Options(Fields):
+class Options(BaseModel):
     """The options that are honoured. Others that only affect speed are ignored, and the rest is refused."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)

@@ -11,11 +11,11 @@ import difflib
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Request
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd.settings import Settings
-from edgepd_daemon.api.common import INT32, Fields, client_of, refuse_half_characters, texts_in
+from edgepd_daemon.api.common import INT32, client_of, refuse_half_characters, texts_in
 from edgepd_daemon.api.durations import parse_keep_alive
 from edgepd_daemon.ask import Ask
 from edgepd_daemon.engine.types import Sampling
@@ -47,7 +47,7 @@ Window = Annotated[int | None, Field(ge=-1, le=INT32, description="in tokens; -1
 Name = Annotated[str | None, Field(max_length=200)]
 
 
-class Body(Fields):
+class Body(BaseModel):
     """A request body. Fields that nobody knows are refused, unless they are null."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -66,7 +66,7 @@ class Body(Fields):
         return INSTEAD.get(name) or (f"did you mean `{near[0]}`?" if near else "leave it out")
 
 
-class StreamOptions(Fields):
+class StreamOptions(BaseModel):
     """What a stream reports besides the text."""
 
     include_usage: bool | None = None

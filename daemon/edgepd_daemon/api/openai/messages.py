@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.ask import Message
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-class ContentPart(Fields):
+class ContentPart(BaseModel):
     """A part of a message; only text is understood."""
 
     model_config = ConfigDict(extra="ignore")
@@ -27,14 +26,14 @@ class ContentPart(Fields):
     refusal: str | None = None
 
 
-class CalledFunction(Fields):
+class CalledFunction(BaseModel):
     """The function of a tool call that was made; `arguments` is JSON text, an object."""
 
     name: str = Field(min_length=1, max_length=200)
     arguments: str = ""
 
 
-class MadeCall(Fields):
+class MadeCall(BaseModel):
     """A tool call that an earlier answer made."""
 
     id: str = ""
@@ -42,7 +41,7 @@ class MadeCall(Fields):
     function: CalledFunction
 
 
-class ChatMessage(Fields):
+class ChatMessage(BaseModel):
     """One message of the conversation."""
 
     model_config = ConfigDict(extra="ignore")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from edgepd.errors import ConflictError, NotFoundError, RequestError
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.api.openai.messages import ContentPart, call_for_template, refuse_silence, text_of, tool_answer
 from edgepd_daemon.ask import Message
 from edgepd_profiles import interactions
@@ -18,7 +17,7 @@ ID_PREFIX = "resp_"
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
-class Item(Fields):
+class Item(BaseModel):
     """One item: a message (role and content), a function_call, or a function_call_output."""
 
     model_config = ConfigDict(extra="ignore")

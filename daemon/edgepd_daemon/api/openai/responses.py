@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgepd.errors import RequestError
 from edgepd_daemon.api import streams
 from edgepd_daemon.api.access import Access
-from edgepd_daemon.api.common import MAX_TOP_LOGPROBS, Fields
+from edgepd_daemon.api.common import MAX_TOP_LOGPROBS
 from edgepd_daemon.api.disconnect import cancel_on_disconnect
 from edgepd_daemon.api.openai import sse
 from edgepd_daemon.api.openai.fields import Generating
@@ -32,7 +32,7 @@ router = APIRouter()
 LOGPROBS = "message.output_text.logprobs"
 
 
-class TextOptions(Fields):
+class TextOptions(BaseModel):
     """What the text must look like."""
 
     model_config = ConfigDict(extra="ignore")

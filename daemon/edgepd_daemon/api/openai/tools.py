@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from edgepd.errors import RequestError
-from edgepd_daemon.api.common import Fields
 from edgepd_daemon.tools.types import AUTO, NONE, REQUIRED, Tool
 
 MAX_TOOLS = 128  # as OpenAI's own API has it
@@ -21,7 +20,7 @@ CHOICES = (AUTO, NONE, REQUIRED)
 Chosen = tuple[tuple[Tool, ...], str]
 
 
-class FunctionTool(Fields):
+class FunctionTool(BaseModel):
     """A function that the client can run; `parameters` is a JSON schema, which calls always obey."""
 
     model_config = ConfigDict(extra="ignore")
@@ -31,14 +30,14 @@ class FunctionTool(Fields):
     strict: bool | None = None
 
 
-class ChatTool(Fields):
+class ChatTool(BaseModel):
     """A tool of a chat completion; only functions are understood."""
 
     type: str = "function"
     function: FunctionTool | None = None
 
 
-class ResponseTool(Fields):
+class ResponseTool(BaseModel):
     """A tool of a response; only functions are understood."""
 
     model_config = ConfigDict(extra="ignore")
