@@ -49,7 +49,7 @@ from edgepd.intent.blend import blended, corrected
 from edgepd.intent.individual import Tuning
 from edgepd.intent.markov import Chain, Majority, Markov1, Markov2, UserMajority, UserMarkov, UserMarkovByHour
 from edgepd.intent.metrics import score
-from edgepd.intent.network import last_logits
+from edgepd.intent.network import Network
 from edgepd.intent.predictor import Predictor
 from edgepd.intent.scorer_training import ScorerTraining, train_scorer
 from edgepd.intent.student import Student
@@ -280,7 +280,7 @@ def chains(drawn: Protocol) -> Iterator[tuple[str, Role, Chain]]:
 
 def network_ms(predictor: Predictor, data: Data) -> float:
     """Return the time of one pass of the network alone: numpy, a full window."""
-    weights, window = predictor.exported(), predictor.shape.window
+    network, window = Network(predictor.shape, predictor.exported()), predictor.shape.window
     person = max(data.people, key=lambda each: len(each.encoded))
     places = person.encoded.part(0, window)
-    return inference_ms(lambda: last_logits(predictor.shape, weights, places))
+    return inference_ms(lambda: network.last_logits(places))

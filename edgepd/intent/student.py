@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from edgepd.intent import weights_file
 from edgepd.intent.blend import blended
 from edgepd.intent.candidates import NEWEST, Past
 from edgepd.intent.encode import encode
-from edgepd.intent.network import last_logits, network_shapes, softmax
+from edgepd.intent.network import Network, network_shapes, softmax
 from edgepd.intent.schema import Event, Names, Vocabulary
 from edgepd.intent.scorer import scored, scorer_shapes
 from edgepd.intent.shape import Shape
@@ -76,6 +77,10 @@ class Student:
         }
         weights_file.write(path, self.weights, about)
 
+    @cached_property
+    def _network(self) -> Network:
+        return Network(self.shape, self.weights)
+
     def known(self, events: Sequence[Event]) -> Vocabulary:
         """Return the vocabulary with slots for the names of these events, as far as there is room."""
         return self.vocabulary.copy().learn(events)
@@ -114,7 +119,7 @@ class Student:
         known = len(names.intents.names)
         if not known:
             return np.zeros(self.shape.intents, np.float32)
-        logits = last_logits(self.shape, self.weights, encode(window, names, then=(at, utc_offset_s)))
+        logits = self._network.last_logits(encode(window, names, then=(at, utc_offset_s)))
         if not self.shape.open_names:
             logits[known:] = -np.inf
             return softmax(logits)

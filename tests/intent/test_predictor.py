@@ -12,7 +12,7 @@ import torch
 from edgepd.errors import ModelError
 from edgepd.intent.batches import batch_of
 from edgepd.intent.encode import encode
-from edgepd.intent.network import last_logits
+from edgepd.intent.network import Network
 from edgepd.intent.population import PopulationTraining, distilled, train_population
 from edgepd.intent.predictor import Predictor
 from edgepd.intent.schema import Event, Vocabulary
@@ -41,7 +41,7 @@ def test_numpy_computes_what_torch_computes(shape: Shape) -> None:
         places = encode(circle(length - 1, 5), names(), then=(MONDAY + 1e6, 0))
         with torch.no_grad():
             expected = made(batch_of([places]))[0, -1].numpy()
-        found = last_logits(shape, made.exported(), places)
+        found = Network(shape, made.exported()).last_logits(places)
         there = np.isfinite(expected)
         np.testing.assert_allclose(found[there], expected[there], rtol=1e-4, atol=1e-5)
 
