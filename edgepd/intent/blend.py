@@ -1,7 +1,8 @@
 """Two opinions made one: what the network says and what the scorer says; and what a population is biased to.
 
-The idea: the network reads the newest events in their order, the scorer weighs all that this person did. Their weighted
-geometric mean is better than either (docs/intent-results.md). Dividing by a power of the population's shares takes out
+The idea: the network reads the newest events in their order, the scorer weighs all that this person did; a weighted
+geometric mean lets both speak. On check-ins it is no better than the scorer alone (docs/intent-results.md): what the
+network is for is what tuning finds in one person. Dividing by a power of the population's shares takes out
 part of its bias towards what is frequent, which the paper unlearns from the weights (PITuning, section 3.3.1); arXiv
 2007.07314 calls it logit adjustment. The invariant: what comes out is a probability for each class, and adds up to 1.
 """
