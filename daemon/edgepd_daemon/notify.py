@@ -59,13 +59,13 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """Say in one line what the daemon is doing, if that has changed."""
-        if text != self._status:
-            self._status = text
-            self._send(f"STATUS={' '.join(text.split())}")
+        if text != self._status and self._send(f"STATUS={' '.join(text.split())}"):
+            self._status = text  # what was not taken is said again
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str) -> bool:
+        """Return whether the service manager has taken it, or there is none."""
         if self._address is None:
-            return
+            return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         # A service manager that has gone, or does not read, is no reason to stop serving.
         with (
@@ -74,3 +74,5 @@ class Notifier:
         ):
             sender.setblocking(False)
             sender.sendto("\n".join(lines).encode(), address)
+            return True
+        return False

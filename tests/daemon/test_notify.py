@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -81,6 +82,20 @@ def test_a_service_manager_that_does_not_read_does_not_block(manager: tuple[sock
     notifier = Notifier(manager[1])
     for _ in range(5000):
         notifier.watchdog()
+
+
+def test_a_status_that_was_not_taken_is_said_again(manager: tuple[socket.socket, str]) -> None:
+    listener, name = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": name})
+    listener.setblocking(False)
+    for _ in range(10_000):  # more than any queue holds
+        notifier.watchdog()
+    notifier.status("tiny ready")
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            assert listener.recv(4096) == b"WATCHDOG=1"
+    notifier.status("tiny ready")
+    assert listener.recv(4096) == b"STATUS=tiny ready"
 
 
 def test_an_address_of_another_kind_is_said_to_be_ignored(caplog: pytest.LogCaptureFixture) -> None:

@@ -69,7 +69,7 @@ def test_the_service_manager_is_told(edgepd_home: Path, tiny_models: Path, monke
                 hear("WATCHDOG=1")
                 said.clear()
             daemon.chat("Hello", max_tokens=1)
-            assert hear("STATUS=tiny ready, 0 running") == "STATUS=tiny ready, 0 running, 0 waiting"
+            assert hear("STATUS=tiny ready, 0 running, 0 waiting")  # before that, for a moment, it may be waiting
             daemon.process.send_signal(signal.SIGHUP)
             assert "\nMONOTONIC_USEC=" in hear("RELOADING=1")
             hear("READY=1")
